@@ -1,0 +1,123 @@
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Mesh ALPN protocols (contract 2.9, 3.48, 3.49). ALPNDetect is our own: the
+// bytes inside may be anything and the server is to look (design D9, D12).
+const (
+	ALPNDetect       = "podseal"
+	ALPNIstio        = "istio"
+	ALPNPeerExchange = "istio-peer-exchange"
+	ALPNHTTP10       = "istio-http/1.0"
+	ALPNHTTP11       = "istio-http/1.1"
+	ALPNH2           = "istio-h2"
+)
+
+// ErrPeerIdentity says that a peer proved an identity, but not the expected one.
+var ErrPeerIdentity = errors.New("peer has another identity than expected")
+
+// ErrTrustDomain says that a peer's identity is of a foreign trust domain.
+var ErrTrustDomain = errors.New("peer is of a foreign trust domain")
+
+// curves prefers the post-quantum hybrid (design D6).
+var curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256}
+
+// ClientConfig is for a handshake with a mesh peer that must be exactly want
+// (design D11). The name in sni is sent and not verified: identities are
+// (contract 3.51, B2). minVersion is TLS 1.3 unless the peer is known to need 1.2.
+func ClientConfig(snap *Snapshot, want ID, sni string, alpn []string, now func() time.Time) *tls.Config {
+	cert := snap.Credential.TLS()
+	return &tls.Config{
+		MinVersion:       tls.VersionTLS12,
+		CurvePreferences: curves,
+		ServerName:       sni,
+		NextProtos:       alpn,
+		Time:             now,
+		//nolint:gosec // hostnames are not what mesh certificates carry: VerifyConnection below checks chain and identity
+		InsecureSkipVerify:     true,
+		SessionTicketsDisabled: true,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return cert, nil
+		},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			id, err := VerifyPeer(snap, cs.PeerCertificates, x509.ExtKeyUsageServerAuth, now())
+			if err != nil {
+				return err
+			}
+			if want.IsZero() || id != want {
+				return fmt.Errorf("%w: it is %q, expected %q", ErrPeerIdentity, id, want)
+			}
+			return nil
+		},
+	}
+}
+
+// ServerConfig is for a handshake with a mesh client, which must present a
+// certificate (contract 2.18) of the mesh's trust domains (contract 2.22). offered is what
+// the client's ClientHello offers in ALPN: of it we choose `h2` or `http/1.1`,
+// never a mesh name, and go on without ALPN when nothing overlaps (contract 2.21, B1).
+func ServerConfig(snap *Snapshot, offered []string, now func() time.Time) *tls.Config {
+	var alpn []string
+	for _, p := range []string{"h2", "http/1.1"} {
+		if slices.Contains(offered, p) {
+			alpn = append(alpn, p)
+		}
+	}
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS12,
+		CurvePreferences:       curves,
+		Certificates:           []tls.Certificate{*snap.Credential.TLS()},
+		NextProtos:             alpn,
+		Time:                   now,
+		ClientAuth:             tls.RequireAnyClientCert,
+		SessionTicketsDisabled: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			_, err := VerifyPeer(snap, cs.PeerCertificates, x509.ExtKeyUsageClientAuth, now())
+			return err
+		},
+	}
+}
+
+// VerifyPeer checks a presented chain against the bundle and the trust domains
+// and returns the identity that it proves.
+func VerifyPeer(snap *Snapshot, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (ID, error) {
+	if len(chain) == 0 {
+		return ID{}, errors.New("peer presented no certificate")
+	}
+	opts := x509.VerifyOptions{
+		Roots:         snap.Bundle.Pool(),
+		Intermediates: x509.NewCertPool(),
+		KeyUsages:     []x509.ExtKeyUsage{usage},
+		CurrentTime:   now,
+	}
+	for _, c := range chain[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	if _, err := chain[0].Verify(opts); err != nil {
+		return ID{}, fmt.Errorf("verify peer certificate: %w", err)
+	}
+	id, err := FromCertificate(chain[0])
+	if err != nil {
+		return ID{}, fmt.Errorf("verify peer certificate: %w", err)
+	}
+	if !slices.Contains(snap.TrustDomains, id.TrustDomain()) {
+		return ID{}, fmt.Errorf("%w: %q", ErrTrustDomain, id.TrustDomain())
+	}
+	return id, nil
+}
+
+// PeerID is the identity of the peer of a finished handshake whose config came
+// from this package.
+func PeerID(cs tls.ConnectionState) (ID, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return ID{}, errors.New("peer presented no certificate")
+	}
+	return FromCertificate(cs.PeerCertificates[0])
+}

@@ -1,0 +1,173 @@
+// Package workload is the table of pods and services that a proxy can reach.
+//
+// A [World] is immutable: the proxy builds a new one from every update and
+// swaps it in whole, so no connection sees half of a change.
+package workload
+
+import (
+	"net/netip"
+	"time"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/policy"
+)
+
+// Workload is a pod as a peer. Its Name in the table is UID.
+type Workload struct {
+	UID       string // "<namespace>/<pod>"
+	Name      string
+	Namespace string
+	Node      string
+	Addresses []netip.Addr // pod addresses, both families; none for host-network pods
+	Identity  identity.ID
+	Mesh      bool         // has a proxy: label security.istio.io/tlsMode=istio (contract 3.20)
+	Modes     policy.Modes // effective, per workload port
+	Ports     []Port       // what the services that select it say of its ports
+
+	CanonicalName     string
+	CanonicalRevision string
+	WorkloadName      string // the controller's name, e.g. the Deployment's
+	App, Version      string // labels, for metrics
+}
+
+// Port is what is known of a workload's port from the oldest service that
+// targets it (contract 1.24).
+type Port struct {
+	Target      uint16
+	Protocol    policy.Protocol
+	ServiceHost string // FQDN, e.g. webserver.shop.svc.cluster.local
+	ServicePort uint16
+}
+
+// Service is a Kubernetes Service. Its name in the table is "<namespace>/<name>".
+type Service struct {
+	Name      string
+	Namespace string
+	Hostname  string       // FQDN
+	Addresses []netip.Addr // cluster addresses, both families; none when headless
+	Ports     []ServicePort
+	Endpoints []Endpoint
+}
+
+// ServicePort is a TCP port of a service.
+type ServicePort struct {
+	Name     string
+	Port     uint16
+	Protocol policy.Protocol
+}
+
+// Endpoint is one address of a service.
+type Endpoint struct {
+	Address netip.Addr
+	Ready   bool              // may get new connections (contract 3.59)
+	Targets map[uint16]uint16 // service port -> port at this address
+}
+
+// OutboundPolicy says what happens to destinations that the mesh doesn't know.
+type OutboundPolicy int
+
+// The outbound policies (contract 3.12).
+const (
+	AllowAny OutboundPolicy = iota
+	RegistryOnly
+)
+
+// Mesh is what holds for the whole mesh.
+type Mesh struct {
+	TrustDomains  []string // own first, then aliases
+	ClusterDomain string   // cluster.local
+	Outbound      OutboundPolicy
+	HTTP10        bool          // accept HTTP/1.0 on declared HTTP ports (contract 2.55)
+	IdleTimeout   time.Duration // of a TCP connection (contract 2.36); 0 means 1 h
+	BundlePEM     []byte        // the roots in force
+}
+
+// World is everything that a proxy knows. Build it with NewWorld.
+type World struct {
+	Mesh      Mesh
+	workloads map[string]*Workload
+	byAddr    map[netip.Addr]*Workload
+	services  map[string]*Service
+	byVIP     map[netip.AddrPort]ServiceRef
+	byBackend map[netip.AddrPort]ServiceRef
+}
+
+// ServiceRef is one port of one service.
+type ServiceRef struct {
+	Service *Service
+	Port    ServicePort
+}
+
+// NewWorld indexes workloads and services. It keeps what it is given: callers
+// must not change it afterwards.
+func NewWorld(mesh Mesh, workloads []*Workload, services []*Service) *World {
+	w := &World{
+		Mesh:      mesh,
+		workloads: make(map[string]*Workload, len(workloads)),
+		byAddr:    make(map[netip.Addr]*Workload, len(workloads)),
+		services:  make(map[string]*Service, len(services)),
+		byVIP:     make(map[netip.AddrPort]ServiceRef),
+		byBackend: make(map[netip.AddrPort]ServiceRef),
+	}
+	for _, x := range workloads {
+		w.workloads[x.UID] = x
+		for _, a := range x.Addresses {
+			w.byAddr[a] = x
+		}
+	}
+	for _, s := range services {
+		w.services[s.Namespace+"/"+s.Name] = s
+		w.indexService(s)
+	}
+	return w
+}
+
+func (w *World) indexService(s *Service) {
+	for _, p := range s.Ports {
+		ref := ServiceRef{s, p}
+		for _, a := range s.Addresses {
+			w.byVIP[netip.AddrPortFrom(a, p.Port)] = ref
+		}
+		for _, e := range s.Endpoints {
+			at := netip.AddrPortFrom(e.Address, e.Targets[p.Port])
+			if old, ok := w.byBackend[at]; !ok || s.Hostname < old.Service.Hostname {
+				w.byBackend[at] = ref
+			}
+		}
+	}
+}
+
+// Workload finds a workload by "<namespace>/<pod>".
+func (w *World) Workload(uid string) (*Workload, bool) { x, ok := w.workloads[uid]; return x, ok }
+
+// WorkloadAt finds the pod that has an address.
+func (w *World) WorkloadAt(a netip.Addr) (*Workload, bool) {
+	x, ok := w.byAddr[a.Unmap()]
+	return x, ok
+}
+
+// ServiceAt finds the service port behind a cluster address.
+func (w *World) ServiceAt(a netip.AddrPort) (ServiceRef, bool) {
+	r, ok := w.byVIP[netip.AddrPortFrom(a.Addr().Unmap(), a.Port())]
+	return r, ok
+}
+
+// ServiceOf finds a service port that leads to this address and port of a pod.
+func (w *World) ServiceOf(a netip.AddrPort) (ServiceRef, bool) {
+	r, ok := w.byBackend[netip.AddrPortFrom(a.Addr().Unmap(), a.Port())]
+	return r, ok
+}
+
+// Len returns how many workloads and services there are.
+func (w *World) Len() (workloads, services int) { return len(w.workloads), len(w.services) }
+
+// PortOf returns what is known of a workload's own port; an unknown port is
+// Auto with no service (contract 1.25).
+func (x *Workload) PortOf(port uint16) Port {
+	for _, p := range x.Ports {
+		if p.Target == port {
+			return p
+		}
+	}
+	return Port{Target: port}
+}

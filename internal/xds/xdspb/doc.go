@@ -1,0 +1,2 @@
+// Package xdspb is the generated transport of package xds.
+package xdspb
