@@ -1,0 +1,125 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+func staticProgram(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	source := filepath.Join(dir, "main.go")
+	if err := os.WriteFile(source, []byte("package main\n\nfunc main() {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "program")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", binary, source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	return binary
+}
+
+func TestProxyImage(t *testing.T) {
+	binary := staticProgram(t)
+	var archives [2][]byte
+	for i := range archives {
+		out := filepath.Join(t.TempDir(), "proxy.tar")
+		if err := run(t.Context(), []string{"proxy", "--binary", binary, "--tag", "podseal.io/proxy:1", "--out", out}, io.Discard, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		img, err := tarball.ImageFromPath(out, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(config.Config.Entrypoint, " "); got != "/usr/local/bin/podseal-proxy" {
+			t.Errorf("entrypoint %q", got)
+		}
+		if config.Config.User != "1337:1337" {
+			t.Errorf("user %q", config.Config.User)
+		}
+		layers, err := img.Layers()
+		if err != nil || len(layers) != 1 {
+			t.Fatalf("layers: %d, %v", len(layers), err)
+		}
+		content, err := layers[0].Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := linkIn(t, content, "usr/local/bin/pilot-agent"); got != "podseal-proxy" {
+			t.Errorf("pilot-agent leads to %q", got)
+		}
+		if archives[i], err = os.ReadFile(out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(archives[0], archives[1]) {
+		t.Error("two builds of the same image differ")
+	}
+}
+
+func linkIn(t *testing.T, layer io.Reader, name string) string {
+	t.Helper()
+	for r := tar.NewReader(layer); ; {
+		h, err := r.Next()
+		if err != nil {
+			t.Fatalf("find %s: %v", name, err)
+		}
+		if h.Name == name {
+			return h.Linkname
+		}
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	for _, test := range []struct{ args, want string }{
+		{"", "want podseal, proxy, static or all-in-one"},
+		{"pxoy", `unknown image "pxoy"`},
+		{"podseal", "--binary is missing"},
+		{"all-in-one --out x", "--tag is missing"},
+		{"static --tag x:1 --out y --binary z extra", `unexpected argument "extra"`},
+		{"static --tag x:1 --out y --binary /bin/sh", "linked dynamically"},
+		{"static --tag x:1 --out y --binary z --entrypoint bin", "want an absolute path"},
+	} {
+		err := run(context.Background(), strings.Fields(test.args), io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("images %s: got %v, want %q", test.args, err, test.want)
+		}
+	}
+}
+
+func TestAllInOneIsReproducible(t *testing.T) {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		t.Skip("needs apt-get")
+	}
+	cache := t.TempDir()
+	var archives [2][]byte
+	for i := range archives {
+		out := filepath.Join(t.TempDir(), "aio.tar")
+		args := []string{"all-in-one", "--tag", "registry.example/aio:1", "--out", out, "--cache", cache}
+		if err := run(t.Context(), args, io.Discard, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if archives[i], err = os.ReadFile(out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(archives[0], archives[1]) {
+		t.Error("two builds of the same image differ")
+	}
+}
