@@ -65,6 +65,8 @@ type Toleration struct {
 	Operator string `json:"operator,omitempty"`
 	Value    string `json:"value,omitempty"`
 	Effect   string `json:"effect,omitempty"`
+	// TolerationSeconds nil tolerates for ever.
+	TolerationSeconds *int64 `json:"tolerationSeconds,omitempty"`
 }
 
 // Names that users' tooling relies on.
