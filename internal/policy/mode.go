@@ -86,26 +86,7 @@ type PeerAuthentication struct {
 // Resolve gives the effective modes of a workload with these labels in this
 // namespace (contract 1.7-1.21). The order of all does not matter.
 func Resolve(all []PeerAuthentication, rootNamespace, namespace string, labels map[string]string) Modes {
-	sorted := slices.Clone(all)
-	slices.SortStableFunc(sorted, older)
-	var mesh, ns, own *PeerAuthentication
-	for i := range sorted {
-		p := &sorted[i]
-		first := func(slot **PeerAuthentication) {
-			if *slot == nil {
-				*slot = p
-			}
-		}
-		switch {
-		case len(p.Selector) == 0 && p.Namespace == rootNamespace:
-			first(&mesh)
-		case len(p.Selector) == 0 && p.Namespace == namespace:
-			first(&ns)
-		case p.Namespace == rootNamespace: // a selector there has no effect (contract 1.9)
-		case p.Namespace == namespace && matches(p.Selector, labels):
-			first(&own)
-		}
-	}
+	mesh, ns, own := Select(all, rootNamespace, namespace, labels)
 	m := Modes{Default: Permissive}
 	for _, p := range []*PeerAuthentication{mesh, ns, own} {
 		if p != nil {
@@ -119,6 +100,30 @@ func Resolve(all []PeerAuthentication, rootNamespace, namespace string, labels m
 		}
 	}
 	return m
+}
+
+// Select gives the policies that a workload follows: the mesh's, its
+// namespace's and its own, each nil if there is none (contract 1.7-1.9,
+// 1.15-1.20). The order of all does not matter.
+func Select(all []PeerAuthentication, rootNamespace, namespace string, labels map[string]string) (mesh, ns, own *PeerAuthentication) {
+	first := func(slot **PeerAuthentication, p *PeerAuthentication) {
+		if *slot == nil || older(*p, **slot) < 0 {
+			*slot = p
+		}
+	}
+	for i := range all {
+		p := &all[i]
+		switch {
+		case len(p.Selector) == 0 && p.Namespace == rootNamespace:
+			first(&mesh, p)
+		case len(p.Selector) == 0 && p.Namespace == namespace:
+			first(&ns, p)
+		case p.Namespace == rootNamespace: // a selector there has no effect (contract 1.9)
+		case p.Namespace == namespace && matches(p.Selector, labels):
+			first(&own, p)
+		}
+	}
+	return mesh, ns, own
 }
 
 // older orders by age, then name, then namespace (contract 1.15).
