@@ -26,13 +26,10 @@ func Apply(ctx context.Context, r Rules) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	if err := addLoopback(r.loopback); err != nil {
-		return err
-	}
 	if err := commit(func(c *nftables.Conn) { replace(c, tableName, r.chains) }); err != nil {
 		return fmt.Errorf("apply capture rules: %w", explain(err))
 	}
-	return nil
+	return addLoopback(r.loopback)
 }
 
 // commit sends what fill adds, as one transaction.

@@ -19,8 +19,15 @@ type MismatchError struct {
 	Differences []string
 }
 
+// shown is how many differences an error's text has.
+const shown = 5
+
 func (e *MismatchError) Error() string {
-	return "capture is not in place: " + strings.Join(e.Differences, "; ")
+	text := "capture differs: " + strings.Join(e.Differences[:min(shown, len(e.Differences))], "; ")
+	if more := len(e.Differences) - shown; more > 0 {
+		text += fmt.Sprintf("; and %d more", more)
+	}
+	return text
 }
 
 // Verify reads the rules back from the network namespace of the calling thread,

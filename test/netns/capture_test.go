@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"podseal.io/podseal/internal/capture"
 )
@@ -385,6 +386,29 @@ func TestVerify(t *testing.T) {
 	if err := capture.Apply(ctx, rules); !errors.Is(err, context.Canceled) {
 		t.Errorf("Apply after its context ended: %v", err)
 	}
+}
+
+// TestWithoutCapability: the error says what is missing, and is no mismatch.
+func TestWithoutCapability(t *testing.T) {
+	a, _ := newPods(t)
+	rules := apply(t, a)
+	var applyErr, verifyErr error
+	a.root(t, func() error {
+		// of this thread only, which ends with f
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 1337, 1337, 1337); errno != 0 {
+			return errno
+		}
+		applyErr, verifyErr = capture.Apply(t.Context(), rules), capture.Verify(t.Context(), rules)
+		return nil
+	})
+	if applyErr == nil || !strings.Contains(applyErr.Error(), "CAP_NET_ADMIN is needed") {
+		t.Errorf("Apply: %v", applyErr)
+	}
+	var mismatch *capture.MismatchError
+	if verifyErr == nil || errors.As(verifyErr, &mismatch) || !strings.Contains(verifyErr.Error(), "not permitted") {
+		t.Errorf("Verify: %v", verifyErr)
+	}
+	apply(t, a)
 }
 
 // TestTextMatchesNft: nft, which knows nothing of us, shows the rules as we do.
