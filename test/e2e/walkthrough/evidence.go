@@ -1,0 +1,267 @@
+package walkthrough
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"podseal.io/podseal/internal/proof"
+)
+
+const rootNamespace = "d8-istio"
+
+// outcome is what a call is expected to come to.
+type outcome int
+
+const (
+	encrypted outcome = iota
+	plaintext
+	refused
+)
+
+func (o outcome) String() string {
+	return [...]string{"200 over mutual TLS, no plaintext byte", "200 in plaintext, with the proxy's headers", "connection reset, no HTTP status"}[o]
+}
+
+// call is one request of the walkthrough.
+type call struct {
+	name, line string
+	want       outcome
+	body       bool // the page is fetched, not only its head
+}
+
+// needles must never be on the wire of an encrypted call.
+var needles = []string{"GET / HTTP", "HEAD / HTTP", "HTTP/1.1", "Welcome to nginx", "istio-envoy", "webserver.test-istio-mtls", "User-Agent", "user-agent"}
+
+// promised are the response headers that the document shows to a client
+// outside the mesh.
+var promised = []string{
+	"server: istio-envoy",
+	"x-envoy-upstream-service-time: ",
+	"x-envoy-decorator-operation: webserver.test-istio-mtls.svc.cluster.local:80/*",
+}
+
+// call makes one call under a capture and appends its row.
+func (w *walk) call(ctx context.Context, c call) {
+	row := Row{Call: c.name, Expect: c.want.String()}
+	fault := func(format string, args ...any) { row.Faults = append(row.Faults, fmt.Sprintf(format, args...)) }
+	defer func() {
+		w.print(row)
+		w.report.Rows = append(w.report.Rows, row)
+	}()
+	fmt.Fprintf(w.Out, "\n$ tcpdump -i any host %s and port 80      (on node %s)\n$ %s\n", w.podIP, w.node, c.line)
+	capture, err := w.Cluster.Capture(ctx, w.node, "host "+w.podIP+" and port 80")
+	if err != nil {
+		fault("capture: %v", err)
+		return
+	}
+	since := time.Now().Add(-time.Second)
+	out, code, err := w.Cluster.Shell(ctx, c.line)
+	packets, stopErr := capture.Stop()
+	fmt.Fprint(w.Out, out)
+	if err != nil || stopErr != nil {
+		fault("call: %v %v", err, stopErr)
+		return
+	}
+	w.judgeAnswer(c, out, code, fault)
+	row.Wire = w.judgeWire(c, packets, fault)
+	row.Over = w.judgeRecord(ctx, c, since, fault)
+}
+
+type faultFunc func(format string, args ...any)
+
+// judgeAnswer looks at what the client printed.
+func (w *walk) judgeAnswer(c call, out string, code int, fault faultFunc) {
+	if c.want == refused {
+		if code == 0 || strings.Contains(out, "HTTP/1") {
+			fault("the client got an answer (exit code %d)", code)
+		}
+		if strings.Contains(c.line, "curl") && code != 56 {
+			fault("curl's exit code is %d, want 56 (connection reset)", code)
+		}
+		return
+	}
+	if code != 0 || !strings.Contains(out, "200 OK") {
+		fault("the client did not get 200 OK (exit code %d)", code)
+	}
+	if c.body && !strings.Contains(out, "Welcome to nginx") {
+		fault("the client did not get the page")
+	}
+	if c.want == plaintext {
+		for _, h := range promised {
+			if !strings.Contains(out, h) {
+				fault("the client did not see %q", h)
+			}
+		}
+	}
+}
+
+// judgeWire looks at what tcpdump saw between the client and the webserver's pod.
+func (w *walk) judgeWire(c call, packets []byte, fault faultFunc) string {
+	sum, err := proof.Read(bytes.NewReader(packets), proof.Options{Needles: needles})
+	if err != nil {
+		fault("read the capture: %v", err)
+		return ""
+	}
+	server, err := netip.ParseAddr(w.podIP)
+	if err != nil {
+		fault("%v", err)
+		return ""
+	}
+	flows := slices.DeleteFunc(slices.Clone(sum.Flows), func(f proof.Flow) bool {
+		return f.Server != netip.AddrPortFrom(server, 80)
+	})
+	if len(flows) == 0 {
+		fault("no connection to %s:80 is in the capture (%d packets)", w.podIP, sum.Packets)
+		return ""
+	}
+	var records, tlsBytes, plain int64
+	var reset bool
+	kinds := map[string]bool{}
+	for _, f := range flows {
+		kinds[f.Kind.String()] = true
+		records += f.TLSRecords()
+		tlsBytes += f.TLSBytes
+		plain += f.PlainBytes
+		reset = reset || f.Reset
+	}
+	var found []string
+	for _, n := range sum.Needles {
+		found = append(found, n.Text)
+	}
+	if c.want == encrypted && (plain != 0 || len(found) > 0 || records == 0 || !kinds[proof.MeshTLS.String()] || len(kinds) != 1) {
+		fault("on the wire: %d plaintext bytes, %d TLS records, %v, found %q", plain, records, keys(kinds), found)
+	}
+	if c.want == plaintext {
+		for _, h := range promised {
+			if !bytes.Contains(packets, []byte(h)) {
+				fault("%q is not on the wire", h)
+			}
+		}
+	}
+	if c.want == refused && !reset {
+		fault("no connection was reset")
+	}
+	s := fmt.Sprintf("%s: %d packets, %d TLS records (%d B), %d plaintext bytes", strings.Join(keys(kinds), "+"), sum.Packets, records, tlsBytes, plain)
+	if reset {
+		s += ", reset"
+	}
+	return s
+}
+
+func keys(m map[string]bool) []string {
+	var ks []string
+	for k := range m {
+		ks = append(ks, k)
+	}
+	slices.Sort(ks)
+	return ks
+}
+
+// record is the proxy's own line about a connection.
+type record struct {
+	Time        time.Time `json:"time"`
+	Message     string    `json:"msg"`
+	Direction   string    `json:"direction"`
+	Security    string    `json:"security"`
+	Version     string    `json:"tls_version"`
+	Group       string    `json:"tls_group"`
+	SrcIdentity string    `json:"src_identity"`
+	DstIdentity string    `json:"dst_identity"`
+	Reason      string    `json:"reason"`
+}
+
+// judgeRecord looks at what the webserver's proxy says of the connection.
+func (w *walk) judgeRecord(ctx context.Context, c call, since time.Time, fault faultFunc) string {
+	r, ok := w.record(ctx, since)
+	if !ok {
+		fault("the webserver's proxy has no record of the connection")
+		return ""
+	}
+	const id = "cluster.local/ns/" + namespace + "/sa/default"
+	switch c.want {
+	case encrypted:
+		if r.Security != "mutual_tls" || r.Version != "TLS1.3" || r.Group != "X25519MLKEM768" || r.SrcIdentity != id || r.DstIdentity != id {
+			fault("recorded as %+v", r)
+		}
+		return fmt.Sprintf("%s %s %s\n%s → %s", r.Security, r.Version, r.Group, r.SrcIdentity, r.DstIdentity)
+	case plaintext:
+		if r.Security != "plaintext" || r.SrcIdentity != "" {
+			fault("recorded as %+v", r)
+		}
+		return r.Security + " (no client identity)"
+	default:
+		if r.Reason != "plaintext_refused" {
+			fault("recorded as %+v", r)
+		}
+		return "refused: " + r.Reason
+	}
+}
+
+// record finds the last inbound record since a time. The proxy writes it when
+// the connection ends, so it may take a moment.
+func (w *walk) record(ctx context.Context, since time.Time) (record, bool) {
+	line := fmt.Sprintf("kubectl -n %s logs deployments/webserver -c istio-proxy --since-time=%s", namespace, since.UTC().Format(time.RFC3339))
+	for range 20 {
+		out, _, err := w.Cluster.Shell(ctx, line)
+		if err != nil {
+			return record{}, false
+		}
+		var last record
+		for l := range strings.Lines(out) {
+			var r record
+			if json.Unmarshal([]byte(l), &r) == nil && r.Message == "connection" && r.Direction == "inbound" && !r.Time.Before(since) {
+				last = r
+			}
+		}
+		if last.Message != "" {
+			return last, true
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	return record{}, false
+}
+
+// settle waits until a changed policy is in force: the outside client gets what
+// is expected of it. What follows is judged by calls of their own.
+func (w *walk) settle(ctx context.Context, want outcome) {
+	start := time.Now()
+	for range 50 {
+		out, _, err := w.Cluster.Shell(ctx, getFromOutside)
+		if err != nil || strings.Contains(out, "200 OK") == (want == plaintext) {
+			fmt.Fprintf(w.Out, "(in force after %.1f s)\n", time.Since(start).Seconds())
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// print shows a row below its call.
+func (w *walk) print(r Row) {
+	mark := "PASS"
+	if len(r.Faults) > 0 {
+		mark = "FAIL"
+	}
+	fmt.Fprintf(w.Out, "   over    %s\n   wire    %s\n   expect  %s\n   %s\n", strings.ReplaceAll(r.Over, "\n", "\n           "), r.Wire, r.Expect, mark)
+	for _, f := range r.Faults {
+		fmt.Fprintf(w.Out, "   fault   %s\n", f)
+	}
+}
+
+// Table prints the outcome of every call.
+func (r Report) Table(w interface{ Write([]byte) (int, error) }) {
+	fmt.Fprintf(w, "\n%-52s %-5s %-38s %s\n", "CALL", "", "OVER", "ON THE WIRE")
+	for _, row := range r.Rows {
+		mark := "PASS"
+		if len(row.Faults) > 0 {
+			mark = "FAIL"
+		}
+		over, _, _ := strings.Cut(row.Over, "\n")
+		fmt.Fprintf(w, "%-52s %-5s %-38s %s\n", row.Call, mark, over, row.Wire)
+	}
+}

@@ -1,0 +1,62 @@
+package walkthrough
+
+// The commands of the walkthrough, as the document gives them.
+const (
+	namespace = "test-istio-mtls"
+	outside   = "test-istio-mtls-without-injection"
+	// Image has nginx, sh, wget, curl and sleep; it is the document's own name for it.
+	Image = "registry.company.network/localrepo/all-in-one-image:0.1"
+
+	enableModule = `d8 k create -f -<<EOF
+apiVersion: deckhouse.io/v1alpha1
+kind: ModuleConfig
+metadata:
+  name: istio
+spec:
+  version: 2
+  enabled: true
+EOF`
+
+	createNamespace  = `d8 k create namespace test-istio-mtls`
+	labelInjection   = `d8 k label namespace test-istio-mtls istio-injection=enabled`
+	labelPodPolicy   = `d8 k label namespace test-istio-mtls security.deckhouse.io/pod-policy=privileged`
+	createPermissive = `d8 k -n test-istio-mtls create -f -<<EOF
+apiVersion: security.istio.io/v1beta1
+kind: PeerAuthentication
+metadata:
+  name: default
+spec:
+  mtls:
+    mode: PERMISSIVE
+EOF`
+
+	createWebserver = `d8 k -n test-istio-mtls create deployment webserver --image=` + Image + ` --port 80 -- /bin/sh -c 'nginx -g "daemon off;"'`
+	exposeWebserver = `d8 k -n test-istio-mtls expose deployment webserver --port=80`
+	getPods         = `d8 k -n test-istio-mtls get pods -l app=webserver -o wide`
+	createClient    = `d8 k -n test-istio-mtls create deployment client --image=` + Image + ` -- /bin/sh -c "sleep infinity"`
+	callFromMesh    = `d8 k -n test-istio-mtls exec -ti deployments/client -- wget -S --spider --timeout 1 webserver`
+	createOutside   = `d8 k create namespace test-istio-mtls-without-injection`
+	createAlpine    = `d8 k -n test-istio-mtls-without-injection create deployment alpine --image=` + Image + ` -- /bin/sh -c "sleep infinity"`
+	callFromOutside = `d8 k -n test-istio-mtls-without-injection exec -ti deployments/alpine -- wget -S --spider --timeout 1 webserver.test-istio-mtls`
+
+	// Beyond the document: the whole page, and what STRICT and the overrides do.
+	getFromMesh    = `d8 k -n test-istio-mtls exec deployments/client -- curl -sS -i --max-time 5 http://webserver/`
+	getFromOutside = `d8 k -n test-istio-mtls-without-injection exec deployments/alpine -- curl -sS -i --max-time 5 http://webserver.test-istio-mtls/`
+	getByPodIP     = `d8 k -n test-istio-mtls exec deployments/client -- curl -sS -i --max-time 5 http://%s/`
+)
+
+// peerAuthentication is a line that applies a namespace-wide policy, or removes it for mode "".
+func peerAuthentication(ns, mode string) string {
+	if mode == "" {
+		return "d8 k -n " + ns + " delete peerauthentication default"
+	}
+	return `d8 k -n ` + ns + ` apply -f -<<EOF
+apiVersion: security.istio.io/v1beta1
+kind: PeerAuthentication
+metadata:
+  name: default
+spec:
+  mtls:
+    mode: ` + mode + `
+EOF`
+}
