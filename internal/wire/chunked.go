@@ -1,0 +1,197 @@
+package wire
+
+const (
+	maxChunkLine = 4 << 10  // bytes of one line that gives a chunk's size, with extensions
+	maxOverhead  = 16 << 10 // bytes of such lines that the data doesn't outweigh
+	maxTrailer   = 8 << 10  // bytes of the whole trailer section
+)
+
+type chunkState uint8
+
+const (
+	chunkSize chunkState = iota
+	chunkSpace
+	chunkExtension
+	chunkSizeLF
+	chunkData
+	chunkDataCR
+	chunkDataLF
+	trailerStart
+	trailerName
+	trailerValue
+	trailerLF
+	chunkEndLF
+	chunkDone
+)
+
+// ChunkTracker finds the end of a chunked body (RFC 9112 7.1), trailer section
+// included, in bytes that are passed on unchanged. The zero value is at the
+// start of a body. It is strict: CRLF only, no sign or prefix before a size.
+type ChunkTracker struct {
+	state    chunkState
+	digits   int
+	left     int64 // bytes of the current chunk
+	line     int   // bytes of the current size line
+	overhead int64
+	trailer  int
+}
+
+// Done reports whether the body has ended.
+func (t *ChunkTracker) Done() bool { return t.state == chunkDone }
+
+// Advance takes the bytes that come next and returns how many of them belong to
+// the body: all of them unless the body ends before. Errors are ErrTooLarge or
+// wrap ErrMalformed, and final.
+func (t *ChunkTracker) Advance(b []byte) (int, error) {
+	for i := 0; i < len(b); {
+		if t.state == chunkDone {
+			return i, nil
+		}
+		if t.state == chunkData {
+			n := min(t.left, int64(len(b)-i))
+			i += int(n)
+			if t.left -= n; t.left == 0 {
+				t.state = chunkDataCR
+			}
+			continue
+		}
+		var err error
+		if t.state <= chunkSizeLF {
+			err = t.sizeByte(b[i])
+		} else {
+			err = t.otherByte(b[i])
+		}
+		if err != nil {
+			return i, err
+		}
+		i++
+	}
+	return len(b), nil
+}
+
+// sizeByte takes a byte of the line `size [; extensions]`.
+func (t *ChunkTracker) sizeByte(c byte) error {
+	if t.line++; t.line > maxChunkLine {
+		return ErrTooLarge
+	}
+	switch t.state {
+	case chunkSize:
+		digit, ok := hexDigit(c)
+		if ok {
+			if t.digits++; t.digits > 15 {
+				return ErrTooLarge
+			}
+			t.left = t.left<<4 | digit
+			return nil
+		}
+		if t.digits == 0 {
+			return malformed("chunk size")
+		}
+		return t.afterSize(c)
+	case chunkSpace:
+		return t.afterSize(c)
+	case chunkExtension:
+		if c == '\r' {
+			t.state = chunkSizeLF
+			return nil
+		}
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return malformed("chunk extension")
+		}
+		return nil
+	default:
+		if c != '\n' {
+			return malformed("line of a chunk size")
+		}
+		return t.startChunk()
+	}
+}
+
+func (t *ChunkTracker) afterSize(c byte) error {
+	switch c {
+	case ' ', '\t':
+		t.state = chunkSpace
+	case ';':
+		t.state = chunkExtension
+	case '\r':
+		t.state = chunkSizeLF
+	default:
+		return malformed("chunk size")
+	}
+	return nil
+}
+
+func (t *ChunkTracker) startChunk() error {
+	// Tiny chunks with long extensions cost us much and carry nothing.
+	t.overhead = max(0, t.overhead+int64(t.line)-16-2*t.left)
+	if t.overhead > maxOverhead {
+		return ErrTooLarge
+	}
+	t.line, t.digits = 0, 0
+	t.state = chunkData
+	if t.left == 0 {
+		t.state = trailerStart
+	}
+	return nil
+}
+
+// otherByte takes a byte after a chunk or of the trailer section.
+func (t *ChunkTracker) otherByte(c byte) error {
+	if t.state >= trailerStart {
+		if t.trailer++; t.trailer > maxTrailer {
+			return ErrTooLarge
+		}
+	}
+	switch t.state {
+	case chunkDataCR:
+		return t.expect(c, '\r', chunkDataLF)
+	case chunkDataLF:
+		return t.expect(c, '\n', chunkSize)
+	case trailerStart:
+		if c == '\r' {
+			t.state = chunkEndLF
+			return nil
+		}
+		t.state = trailerName
+		if !isTokenByte(c) {
+			return malformed("trailer field name")
+		}
+	case trailerName:
+		if c == ':' {
+			t.state = trailerValue
+		} else if !isTokenByte(c) {
+			return malformed("trailer field name")
+		}
+	case trailerValue:
+		if c == '\r' {
+			t.state = trailerLF
+		} else if c < ' ' && c != '\t' || c == 0x7f {
+			return malformed("trailer field value")
+		}
+	case trailerLF:
+		return t.expect(c, '\n', trailerStart)
+	default:
+		return t.expect(c, '\n', chunkDone)
+	}
+	return nil
+}
+
+func (t *ChunkTracker) expect(c, want byte, next chunkState) error {
+	if c != want {
+		return malformed("line end in a chunked body")
+	}
+	t.state = next
+	return nil
+}
+
+func hexDigit(c byte) (int64, bool) {
+	switch {
+	case '0' <= c && c <= '9':
+		return int64(c - '0'), true
+	case 'a' <= c && c <= 'f':
+		return int64(c-'a') + 10, true
+	case 'A' <= c && c <= 'F':
+		return int64(c-'A') + 10, true
+	}
+	return 0, false
+}
