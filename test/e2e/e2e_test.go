@@ -1,0 +1,81 @@
+// Package e2e tests the whole on a real Kubernetes of two nodes, made for the test.
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"podseal.io/podseal/test/e2e/walkthrough"
+)
+
+// TestE2E brings up one cluster and goes through everything on it, in order:
+// the walkthrough, what goes wrong, and the removal.
+func TestE2E(t *testing.T) {
+	bin, err := filepath.Abs("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := walkthrough.Setup{
+		Bin:     bin,
+		Version: cmp.Or(os.Getenv("PODSEAL_VERSION"), "dev"),
+		Name:    fmt.Sprintf("e2e-%d", os.Getpid()),
+		Nodes:   2,
+		Log:     testWriter{t},
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		defer cancel()
+		if err := s.Down(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	c, err := s.Up(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("walkthrough", func(t *testing.T) {
+		report, err := walkthrough.Run(t.Context(), walkthrough.Config{Cluster: c, Out: testWriter{t}})
+		report.Table(testWriter{t})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range report.Rows {
+			for _, fault := range row.Faults {
+				t.Errorf("%s: %s", row.Call, fault)
+			}
+		}
+	})
+	e := &env{c: c, s: s}
+	for _, tt := range []struct {
+		name string
+		run  func(*testing.T, *env)
+	}{
+		{"check finds nothing wrong", testCheck},
+		{"a wrong PeerAuthentication is refused", testBadPolicy},
+		{"a wrong annotation refuses the pod", testBadAnnotation},
+		{"a namespace with Pod Security is told what to do", testPodSecurity},
+		{"a wrong ModuleConfig leaves the last good one in force", testBadModuleConfig},
+		{"probes are rewritten and work under STRICT", testProbes},
+		{"port-level and workload-level modes", testPortModes},
+		{"a change of policy is in force within a second", testPolicyLatency},
+		{"the control plane is down and traffic goes on", testControlPlaneDown},
+		{"disabling takes the webhooks and the control plane down", testDisable},
+		{"uninstall leaves nothing", testUninstall},
+	} {
+		t.Run(tt.name, func(t *testing.T) { tt.run(t, e) })
+	}
+}
+
+// testWriter gives the transcript to the test's log, whole lines at a time.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Helper()
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
