@@ -1,0 +1,62 @@
+// Command podseal-proxy is the part of Podseal that is in every pod: the proxy,
+// and what has to happen in the pod around it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"podseal.io/podseal/internal/version"
+)
+
+const usage = `Usage: podseal-proxy COMMAND [flags]
+
+Commands:
+  proxy    carry the pod's traffic (what the container istio-proxy runs)
+  capture  redirect the pod's TCP into the proxy, and verify it (init container)
+  wait     wait until the proxy is ready (postStart)
+  drain    tell the proxy that the pod is ending (preStop)
+  version  print the version
+
+"podseal-proxy COMMAND -h" says more.
+`
+
+func main() {
+	// The first signal ends the context, and the proxy drains; the second one
+	// finds the default behaviour again and ends the program.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+}
+
+// run is the program without its process: exit codes are 0 for success, 1 for
+// failure, 2 for wrong usage.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	switch command, rest := args[0], args[1:]; command {
+	case "proxy":
+		return runProxy(ctx, rest, getenv, stdout, stderr)
+	case "capture":
+		return runCapture(ctx, rest, stdout, stderr)
+	case "wait":
+		return runWait(ctx, rest, stderr)
+	case "drain":
+		return runDrain(ctx, rest, stderr)
+	case "version":
+		fmt.Fprintln(stdout, version.Version)
+		return 0
+	case "help", "-h", "--help":
+		fmt.Fprint(stdout, usage)
+		return 0
+	default:
+		fmt.Fprintf(stderr, "podseal-proxy: no command %q\n\n%s", command, usage)
+		return 2
+	}
+}

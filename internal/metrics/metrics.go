@@ -1,0 +1,195 @@
+// Package metrics names what Podseal counts, as dashboards for Istio expect it.
+//
+// The traffic metrics have Istio's names and labels (contract 7.2-7.6): what is
+// not known is the literal "unknown", principals are written with `spiffe://`,
+// and connection_security_policy is said by the destination only. Metrics of our
+// own begin with podseal_. A connection resolves its label values once, with
+// [Set.TCP] or [Set.HTTP], and counts without looking anything up.
+package metrics
+
+import (
+	"cmp"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Peer is one side of a connection; empty fields are unknown.
+type Peer struct {
+	Workload, Namespace, Principal      string
+	App, Version                        string
+	CanonicalService, CanonicalRevision string
+	Cluster                             string
+}
+
+// Labels are what a connection or request is counted under (contract 7.3).
+type Labels struct {
+	Reporter            string // source or destination
+	Source, Destination Peer
+	Service             string // FQDN of the destination service
+	ServiceName         string
+	ServiceNamespace    string
+	Protocol            string // http, grpc or tcp
+	Flags               string // why it went wrong; "-" when it did not
+	Security            string // mutual_tls, none or unknown
+}
+
+var labelNames = []string{
+	"reporter",
+	"source_workload", "source_workload_namespace", "source_principal", "source_app", "source_version",
+	"source_canonical_service", "source_canonical_revision", "source_cluster",
+	"destination_workload", "destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
+	"destination_canonical_service", "destination_canonical_revision", "destination_cluster",
+	"destination_service", "destination_service_name", "destination_service_namespace",
+	"request_protocol", "response_flags", "connection_security_policy",
+}
+
+// requestNames follow labelNames in the request metrics.
+var requestNames = append(labelNames[:len(labelNames):len(labelNames)], "response_code", "grpc_response_status")
+
+// milliseconds are the bucket bounds of Istio's duration histogram.
+var milliseconds = []float64{0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000}
+
+func (p Peer) values() []string {
+	all := []string{p.Workload, p.Namespace, p.Principal, p.App, p.Version, p.CanonicalService, p.CanonicalRevision, p.Cluster}
+	for i, v := range all {
+		all[i] = cmp.Or(v, "unknown")
+	}
+	return all
+}
+
+func (l Labels) values() []string {
+	all := make([]string, 0, len(requestNames))
+	all = append(all, l.Reporter)
+	all = append(all, l.Source.values()...)
+	all = append(all, l.Destination.values()...)
+	for _, v := range []string{l.Service, l.ServiceName, l.ServiceNamespace, l.Protocol} {
+		all = append(all, cmp.Or(v, "unknown"))
+	}
+	return append(all, cmp.Or(l.Flags, "-"), cmp.Or(l.Security, "unknown"))
+}
+
+// Set holds the metrics of one proxy and the registry that they are read from.
+type Set struct {
+	registry *prometheus.Registry
+
+	opened, closed, sent, received *prometheus.CounterVec
+	requests                       *prometheus.CounterVec
+	durations                      *prometheus.HistogramVec
+	refused                        *prometheus.CounterVec
+	scrapes                        prometheus.Counter
+	open                           *prometheus.GaugeVec
+	handshakes                     prometheus.Histogram
+	notAfter                       atomic.Int64 // Unix seconds; 0 before the first certificate
+}
+
+// New makes the metrics of a proxy of this version. now is asked whenever the
+// metrics are read.
+func New(version string, now func() time.Time) *Set {
+	counter := func(name, help string, labels []string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	s := &Set{
+		registry:   prometheus.NewRegistry(),
+		opened:     counter("istio_tcp_connections_opened_total", "Connections opened.", labelNames),
+		closed:     counter("istio_tcp_connections_closed_total", "Connections closed.", labelNames),
+		sent:       counter("istio_tcp_sent_bytes_total", "Bytes sent to the client.", labelNames),
+		received:   counter("istio_tcp_received_bytes_total", "Bytes received from the client.", labelNames),
+		requests:   counter("istio_requests_total", "HTTP requests answered.", requestNames),
+		durations:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "istio_request_duration_milliseconds", Help: "Time from request to the end of its response.", Buckets: milliseconds}, requestNames),
+		refused:    counter("podseal_connections_refused_total", "Connections refused or cut, by reason.", []string{"direction", "reason"}),
+		open:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "podseal_connections_open", Help: "Connections open now."}, []string{"direction"}),
+		scrapes:    prometheus.NewCounter(prometheus.CounterOpts{Name: "podseal_application_scrapes_failed_total", Help: "Times that the application's own metrics could not be read."}),
+		handshakes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "podseal_handshake_seconds", Help: "Time that mutual TLS handshakes took.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}),
+	}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "istio_build", Help: "Which build this is."}, []string{"component", "tag"})
+	build.WithLabelValues("proxy", version).Set(1)
+	expiry := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "podseal_certificate_expiry_timestamp_seconds", Help: "When the certificate in use expires, in Unix time; 0 before the first.",
+	}, func() float64 { return float64(s.notAfter.Load()) })
+	left := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "cert_expiry_seconds", Help: "Seconds until the certificate in use expires.",
+	}, func() float64 {
+		if end := s.notAfter.Load(); end != 0 {
+			return float64(end - now().Unix())
+		}
+		return 0
+	})
+	s.registry.MustRegister(s.opened, s.closed, s.sent, s.received, s.requests, s.durations, s.refused, s.open, s.scrapes, s.handshakes,
+		build, expiry, left, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return s
+}
+
+// Handler answers with all metrics in the text format.
+func (s *Set) Handler() http.Handler {
+	return promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{})
+}
+
+// CertificateExpires says when the certificate now in use ends.
+func (s *Set) CertificateExpires(at time.Time) { s.notAfter.Store(at.Unix()) }
+
+// Refused counts a connection that was refused or cut. direction is inbound or
+// outbound.
+func (s *Set) Refused(direction, reason string) { s.refused.WithLabelValues(direction, reason).Inc() }
+
+// Open is the gauge of open connections of a direction.
+func (s *Set) Open(direction string) prometheus.Gauge { return s.open.WithLabelValues(direction) }
+
+// ScrapeFailed counts that the application's own metrics could not be read.
+func (s *Set) ScrapeFailed() { s.scrapes.Inc() }
+
+// Handshake counts one mutual TLS handshake that succeeded.
+func (s *Set) Handshake(took time.Duration) { s.handshakes.Observe(took.Seconds()) }
+
+// TCP counts one connection that is carried as bytes.
+type TCP struct{ opened, closed, sent, received prometheus.Counter }
+
+// TCP resolves the counters of a connection and counts it as opened.
+func (s *Set) TCP(l Labels) *TCP {
+	v := l.values()
+	t := &TCP{s.opened.WithLabelValues(v...), s.closed.WithLabelValues(v...), s.sent.WithLabelValues(v...), s.received.WithLabelValues(v...)}
+	t.opened.Inc()
+	return t
+}
+
+// Closed counts the connection as closed, with what it carried.
+func (t *TCP) Closed(sent, received int64) {
+	t.sent.Add(float64(sent))
+	t.received.Add(float64(received))
+	t.closed.Inc()
+}
+
+// HTTP counts the requests of one connection. It is not safe for concurrent use.
+type HTTP struct {
+	set    *Set
+	values []string
+	byCode map[int]answered
+}
+
+type answered struct {
+	count    prometheus.Counter
+	duration prometheus.Observer
+}
+
+// HTTP prepares to count requests under these labels.
+func (s *Set) HTTP(l Labels) *HTTP { return &HTTP{set: s, values: l.values()} }
+
+// Request counts one request with the status code of its response.
+func (h *HTTP) Request(code int, took time.Duration) {
+	a, ok := h.byCode[code]
+	if !ok {
+		v := append(h.values[:len(h.values):len(h.values)], strconv.Itoa(code), "")
+		a = answered{h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...)}
+		if h.byCode == nil {
+			h.byCode = map[int]answered{}
+		}
+		h.byCode[code] = a
+	}
+	a.count.Inc()
+	a.duration.Observe(float64(took) / float64(time.Millisecond))
+}

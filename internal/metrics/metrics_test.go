@@ -1,0 +1,61 @@
+package metrics
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+func scrape(t *testing.T, s *Set) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	return w.Body.String()
+}
+
+// Contract 7.2-7.6: names, labels and what unknown values are.
+func TestTrafficMetrics(t *testing.T) {
+	s := New("v1", func() time.Time { return time.Unix(1000, 0) })
+	s.CertificateExpires(time.Unix(1060, 0))
+	l := Labels{
+		Reporter: "destination", Protocol: "tcp", Security: "mutual_tls", Service: "web.shop.svc.cluster.local", ServiceName: "web", ServiceNamespace: "shop",
+		Source: Peer{Workload: "client", Principal: "spiffe://cluster.local/ns/shop/sa/client"},
+	}
+	s.TCP(l).Closed(7, 5)
+	l.Protocol = "http"
+	h := s.HTTP(l)
+	h.Request(200, 3*time.Millisecond)
+	h.Request(200, 3*time.Millisecond)
+	h.Request(503, time.Second)
+	s.Refused("inbound", "plaintext_refused")
+	s.Open("inbound").Inc()
+	s.Handshake(time.Millisecond)
+
+	got := scrape(t, s)
+	for _, want := range []string{
+		`istio_tcp_connections_opened_total{connection_security_policy="mutual_tls",destination_app="unknown",`,
+		`source_principal="spiffe://cluster.local/ns/shop/sa/client"`,
+		`destination_service="web.shop.svc.cluster.local",destination_service_name="web",destination_service_namespace="shop"`,
+		`reporter="destination",request_protocol="http",response_code="200",response_flags="-"`,
+		`istio_build{component="proxy",tag="v1"} 1`,
+		`podseal_connections_refused_total{direction="inbound",reason="plaintext_refused"} 1`,
+		`podseal_certificate_expiry_timestamp_seconds 1060`,
+		`cert_expiry_seconds 60`,
+		`podseal_connections_open{direction="inbound"} 1`,
+		`podseal_handshake_seconds_count 1`,
+		"go_goroutines", "process_open_fds",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	for line := range strings.Lines(got) {
+		if strings.HasPrefix(line, "istio_tcp_sent_bytes_total") && !strings.HasSuffix(line, " 7\n") {
+			t.Errorf("sent: %s", line)
+		}
+		if strings.HasPrefix(line, "istio_requests_total") && strings.Contains(line, `"200"`) && !strings.HasSuffix(line, " 2\n") {
+			t.Errorf("requests: %s", line)
+		}
+	}
+}

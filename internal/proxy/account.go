@@ -1,0 +1,67 @@
+package proxy
+
+import (
+	"cmp"
+	"crypto/tls"
+	"strconv"
+	"strings"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/metrics"
+	"podseal.io/podseal/internal/workload"
+)
+
+// Names for traffic of no service (contract 7.6).
+const (
+	passthroughCluster        = "PassthroughCluster"
+	inboundPassthroughCluster = "InboundPassthroughCluster"
+)
+
+// peerLabels describes a workload, of which either argument may be unknown.
+func peerLabels(w *workload.Workload, id identity.ID, cluster string) metrics.Peer {
+	p := metrics.Peer{Principal: id.URI()}
+	if w == nil {
+		p.Namespace = id.Namespace()
+		return p
+	}
+	p.Workload = cmp.Or(w.WorkloadName, w.Name)
+	p.Namespace = w.Namespace
+	p.App, p.Version = w.App, w.Version
+	p.CanonicalService, p.CanonicalRevision = w.CanonicalName, w.CanonicalRevision
+	p.Cluster = cluster
+	return p
+}
+
+// serviceLabels fills in the destination service from its host name; an empty
+// one is traffic that no service leads to.
+func serviceLabels(l *metrics.Labels, host, none string) {
+	if host == "" {
+		l.ServiceName = none
+		return
+	}
+	l.Service = host
+	name, rest, _ := strings.Cut(host, ".")
+	l.ServiceName = name
+	l.ServiceNamespace, _, _ = strings.Cut(rest, ".")
+}
+
+// serviceName is how records name a service port.
+func serviceName(host string, port uint16) string {
+	if host == "" {
+		return ""
+	}
+	return host + ":" + strconv.Itoa(int(port))
+}
+
+// tlsFacts notes what was negotiated.
+func (r *Record) tlsFacts(cs tls.ConnectionState) {
+	r.Security = securityMutualTLS
+	r.TLSVersion = tls.VersionName(cs.Version)
+	r.TLSGroup = cs.CurveID.String()
+}
+
+// samePeer reports whether a workload found by address is the one that proved
+// an identity: only then is what is known of it true of the connection.
+func samePeer(w *workload.Workload, id identity.ID) bool {
+	return w != nil && (id.IsZero() || w.Identity == id)
+}

@@ -1,0 +1,87 @@
+package proxy
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"podseal.io/podseal/internal/xds"
+)
+
+// Status is what GET /status on the admin port says.
+type Status struct {
+	Version     string            `json:"version"`
+	Workload    string            `json:"workload"`
+	NotReady    string            `json:"not_ready,omitempty"`
+	Draining    bool              `json:"draining"`
+	Workloads   int               `json:"workloads"`
+	Services    int               `json:"services"`
+	Connections int               `json:"connections"`
+	Mode        string            `json:"mode,omitempty"` // of ports without one of their own
+	PortModes   map[uint16]string `json:"port_modes,omitempty"`
+	Identity    string            `json:"identity,omitempty"`
+	Serial      string            `json:"serial,omitempty"`
+	NotBefore   time.Time         `json:"not_before,omitzero"`
+	NotAfter    time.Time         `json:"not_after,omitzero"`
+	Bundle      string            `json:"bundle,omitempty"` // short hash of the roots in force
+	Trusted     []string          `json:"trust_domains,omitempty"`
+	Control     *xds.ClientStatus `json:"control_plane,omitempty"`
+}
+
+// adminHandler serves people and the CLI, from within the pod only.
+func (p *proxy) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/records      the last finished connections\n/ready        200 when ready\n")
+	})
+	mux.HandleFunc("GET /ready", p.serveReady)
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.status()) })
+	mux.HandleFunc("GET /records", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.records.last()) })
+	mux.HandleFunc("GET /connections", func(w http.ResponseWriter, _ *http.Request) {
+		now := time.Now()
+		all := []Record{}
+		for _, c := range p.conns.all() {
+			all = append(all, c.snapshot(now))
+		}
+		p.writeJSON(w, all)
+	})
+	return mux
+}
+
+func (p *proxy) status() Status {
+	world := p.worlds.world()
+	s := Status{
+		Version: p.cfg.Version, Workload: p.worlds.self, NotReady: p.notReady(), Draining: p.draining.Load(),
+		Connections: len(p.conns.all()),
+	}
+	s.Workloads, s.Services = world.Len()
+	if own, ok := p.worlds.own(); ok {
+		s.Mode = own.Modes.Port(0).String()
+		for port, mode := range own.Modes.Ports {
+			if s.PortModes == nil {
+				s.PortModes = map[uint16]string{}
+			}
+			s.PortModes[port] = mode.String()
+		}
+	}
+	if snap := p.creds.current.Load(); snap != nil {
+		leaf := snap.Credential.Leaf
+		s.Identity, s.Serial = snap.Credential.ID.String(), leaf.SerialNumber.Text(16)
+		s.NotBefore, s.NotAfter = leaf.NotBefore, leaf.NotAfter
+		s.Bundle, s.Trusted = snap.Bundle.Hash(), snap.TrustDomains
+	}
+	if c := p.control.Load(); c != nil {
+		status := c.Status()
+		s.Control = &status
+	}
+	return s
+}
+
+func (p *proxy) writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		p.log.Debug("admin answer failed", slog.String("error", err.Error()))
+	}
+}

@@ -1,0 +1,244 @@
+package proxy
+
+import (
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/metrics"
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/workload"
+)
+
+// Directions, as metrics and records name them.
+const (
+	directionInbound  = "inbound"
+	directionOutbound = "outbound"
+)
+
+// errCut says that a connection was cut while something was done for it.
+var errCut = errors.New("the connection was cut")
+
+// checkFunc says whether an open connection may go on: "" or why not.
+type checkFunc func(*workload.World, *identity.Snapshot) policy.Reason
+
+// conn is one captured connection from accept to record.
+type conn struct {
+	direction string
+	client    *net.TCPConn
+	started   time.Time
+
+	sent, received, requests atomic.Int64
+	progress                 atomic.Int64 // when bytes last moved, in Unix nanoseconds
+
+	mu     sync.Mutex
+	facts  Record
+	server *net.TCPConn
+	ended  bool // a reason was given, or the sockets were closed
+	checks []checkFunc
+	count  *metrics.TCP
+}
+
+// note records facts.
+func (c *conn) note(f func(r *Record)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.facts)
+}
+
+// snapshot is the record as of now.
+func (c *conn) snapshot(now time.Time) Record {
+	c.mu.Lock()
+	r := c.facts
+	c.mu.Unlock()
+	r.BytesSent, r.BytesReceived, r.Requests = c.sent.Load(), c.received.Load(), c.requests.Load()
+	r.DurationMS = now.Sub(c.started).Milliseconds()
+	return r
+}
+
+// attach gives the connection its second socket. It fails, and closes the
+// socket, if the connection was cut meanwhile.
+func (c *conn) attach(server *net.TCPConn) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		reset(server)
+		return errCut
+	}
+	c.server = server
+	return nil
+}
+
+// detach forgets the second socket, which the caller then owns.
+func (c *conn) detach() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.server = nil
+}
+
+// cut ends the connection with a reason: both sides see RST. The first reason stays.
+func (c *conn) cut(reason policy.Reason, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.because(reason, err)
+	c.ended = true
+	reset(c.client)
+	if c.server != nil {
+		reset(c.server)
+	}
+}
+
+// because notes why the connection ends. Callers hold mu.
+func (c *conn) because(reason policy.Reason, err error) {
+	if c.ended {
+		return
+	}
+	c.facts.Reason = reason
+	if err != nil {
+		c.facts.Error = err.Error()
+	}
+}
+
+// end notes why the connection ended, without closing anything.
+func (c *conn) end(reason policy.Reason, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.because(reason, err)
+	c.ended = true
+}
+
+// close closes what is open.
+func (c *conn) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	_ = c.client.Close()
+	if c.server != nil {
+		_ = c.server.Close()
+	}
+}
+
+// watch adds a check: from now on every change of world or trust asks it. The
+// caller then decides for the first time, so that no change is missed between
+// the two.
+func (c *conn) watch(check checkFunc) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checks = append(c.checks, check)
+}
+
+// recheck cuts the connection if it is no longer allowed.
+func (c *conn) recheck(w *workload.World, snap *identity.Snapshot) {
+	c.mu.Lock()
+	checks := c.checks
+	c.mu.Unlock()
+	for _, check := range checks {
+		if reason := check(w, snap); reason != policy.None {
+			c.cut(reason, errors.New("it is no longer allowed"))
+			return
+		}
+	}
+}
+
+// stillVerified checks a peer's chain again when whom we trust has changed. The
+// time is that of the handshake: a certificate that expires meanwhile cuts
+// nothing (contract 4.27).
+func stillVerified(chain []*x509.Certificate, usage x509.ExtKeyUsage, at time.Time) checkFunc {
+	return func(_ *workload.World, snap *identity.Snapshot) policy.Reason {
+		if snap == nil {
+			return policy.None
+		}
+		if _, err := identity.VerifyPeer(snap, chain, usage, at); err != nil {
+			return reasonOf(err)
+		}
+		return policy.None
+	}
+}
+
+// reset closes a socket so that its peer sees RST.
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0) // fails only on a closed connection
+	_ = c.Close()
+}
+
+// conns are the open connections.
+type conns struct {
+	limit int
+
+	mu    sync.Mutex
+	open  map[*conn]struct{}
+	empty chan struct{} // closed when the last one is gone; nil when nobody waits
+}
+
+func newConns(limit int) *conns { return &conns{limit: limit, open: map[*conn]struct{}{}} }
+
+// add registers a connection; it reports false when there are too many.
+func (s *conns) add(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.open) >= s.limit {
+		return false
+	}
+	s.open[c] = struct{}{}
+	return true
+}
+
+func (s *conns) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+	if len(s.open) == 0 && s.empty != nil {
+		close(s.empty)
+		s.empty = nil
+	}
+}
+
+// all returns the open connections, oldest first.
+func (s *conns) all() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*conn, 0, len(s.open))
+	for c := range s.open {
+		all = append(all, c)
+	}
+	slices.SortFunc(all, func(a, b *conn) int { return a.started.Compare(b.started) })
+	return all
+}
+
+// none returns a channel that is closed once no connection is open.
+func (s *conns) none() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.open) == 0 {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	if s.empty == nil {
+		s.empty = make(chan struct{})
+	}
+	return s.empty
+}
+
+// recheck decides again for every open connection (design D13).
+func (s *conns) recheck(w *workload.World, snap *identity.Snapshot) {
+	for _, c := range s.all() {
+		c.recheck(w, snap)
+	}
+}
+
+// addrPort is the address of a TCP socket, IPv4 unmapped.
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	p := t.AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}

@@ -1,0 +1,182 @@
+package proxy
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/metrics"
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/tlsconn"
+	"podseal.io/podseal/internal/workload"
+)
+
+const (
+	dialTimeout      = 10 * time.Second // contract 2.36
+	handshakeTimeout = 10 * time.Second
+)
+
+// errDetail is a refusal in words for people; the reason is beside it.
+type errDetail string
+
+func (e errDetail) Error() string { return string(e) }
+
+// serveOutbound carries one connection of the application to where it wanted to
+// go: route, dial, handshake, relay.
+func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
+	dst, err := p.cfg.OriginalDst(c.client)
+	if err != nil {
+		c.cut(policy.NoDestination, err)
+		return
+	}
+	c.note(func(r *Record) { r.Destination = dst })
+	own, err := p.ownWorkload(ctx)
+	if err != nil {
+		c.cut(policy.NoDestination, err)
+		return
+	}
+	c.note(func(r *Record) { r.SourceWorkload = own.UID })
+
+	to, server, err := p.connect(ctx, c, dst)
+	if err != nil {
+		return // the reason is noted
+	}
+	p.balance.add(to.endpoint, 1)
+	defer p.balance.add(to.endpoint, -1)
+	defer server.Close()
+	c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
+		return stillAllowed(w, dst, to.endpoint, to.verdict == mesh)
+	})
+	if err := c.attach(server); err != nil {
+		return
+	}
+	p.carryOutbound(c, own, to, server)
+}
+
+// carryOutbound shakes hands where the peer is in the mesh, and relays.
+func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, server *net.TCPConn) {
+	var toServer stream = server
+	var proved identity.ID
+	if to.verdict == mesh {
+		encrypted, err := p.encrypt(c, to, server)
+		if err != nil {
+			c.cut(reasonOf(err), err)
+			return
+		}
+		toServer, proved = encrypted, own.Identity
+	} else {
+		c.note(func(r *Record) { r.Security = securityPlaintext })
+	}
+	c.note(func(r *Record) { r.Protocol = "tcp" })
+
+	l := metrics.Labels{Reporter: "source", Protocol: "tcp", Security: "unknown", Source: peerLabels(own, proved, p.cfg.Cluster)}
+	l.Destination = peerLabels(to.peer, to.want, p.cfg.Cluster)
+	host := ""
+	if to.service.Service != nil {
+		host = to.service.Service.Hostname
+	}
+	serviceLabels(&l, host, passthroughCluster)
+	count := p.metrics.TCP(l)
+	p.relay(c, c.client, toServer, nil, nil)
+	count.Closed(c.sent.Load(), c.received.Load())
+}
+
+// connect routes and dials. When the chosen endpoint of a service doesn't
+// answer, one other is tried.
+func (p *proxy) connect(ctx context.Context, c *conn, dst netip.AddrPort) (routing, *net.TCPConn, error) {
+	q := question{dst: dst, own: p.isOwn, pick: p.balance.pick}
+	to := p.route(c, q)
+	if to.verdict == refused {
+		c.cut(to.reason, errDetail(to.detail))
+		return to, nil, errCut
+	}
+	if to.verdict == mesh { // better to know before the peer does
+		if _, err := p.creds.Snapshot(); err != nil {
+			c.cut(policy.NoIdentity, err)
+			return to, nil, err
+		}
+	}
+	server, err := p.dial(ctx, to.endpoint)
+	if err != nil && to.balanced {
+		q.exclude = to.endpoint
+		if other := p.route(c, q); other.verdict != refused {
+			first := err
+			to = other
+			if server, err = p.dial(ctx, to.endpoint); err != nil {
+				err = errors.Join(first, err)
+			}
+		}
+	}
+	if err != nil {
+		c.cut(dialReason(err), err)
+		return to, nil, err
+	}
+	p.noteRoute(c, to)
+	return to, server, nil
+}
+
+func (p *proxy) route(c *conn, q question) routing {
+	to := route(p.worlds.world(), q)
+	p.noteRoute(c, to)
+	return to
+}
+
+func (p *proxy) noteRoute(c *conn, to routing) {
+	c.note(func(r *Record) {
+		r.Endpoint = to.endpoint
+		r.DestinationWorkload, r.SNI, r.ALPN = "", to.sni, strings.Join(to.alpn, ",")
+		if to.peer != nil {
+			r.DestinationWorkload = to.peer.UID
+		}
+		if s := to.service.Service; s != nil {
+			r.Service = serviceName(s.Hostname, to.service.Port.Port)
+		}
+	})
+}
+
+func (p *proxy) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	server, err := p.cfg.Dial(ctx, netip.Addr{}, to)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", to, err)
+	}
+	return server, nil
+}
+
+// encrypt shakes hands with the endpoint, which must prove exactly the identity
+// that the routing wants (design D11).
+func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn, error) {
+	snap, err := p.creds.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	cfg := identity.ClientConfig(snap, to.want, to.sni, to.alpn, p.cfg.Now)
+	encrypted, err := tlsconn.Client(server, cfg, began.Add(handshakeTimeout))
+	if err != nil {
+		return nil, err
+	}
+	p.metrics.Handshake(time.Since(began))
+	cs := encrypted.ConnectionState()
+	c.note(func(r *Record) {
+		r.tlsFacts(cs)
+		r.SourceIdentity, r.DestinationIdentity = snap.Credential.ID.String(), to.want.String()
+	})
+	p.watchPeer(c, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
+	return encrypted, nil
+}
+
+// watchPeer checks the peer again whenever whom we trust changes, beginning now.
+func (p *proxy) watchPeer(c *conn, chain []*x509.Certificate, usage x509.ExtKeyUsage) {
+	c.watch(stillVerified(chain, usage, p.cfg.Now()))
+	if snap, err := p.creds.Snapshot(); err == nil {
+		c.recheck(p.worlds.world(), snap)
+	}
+}

@@ -1,0 +1,316 @@
+// Package proxy is the data plane: it stands beside an application in its pod
+// and carries the application's TCP.
+//
+// Outbound, a connection is accepted, its original destination read, and
+// [route] says where it goes: passed on, or over mutual TLS to one identity, or
+// nowhere. Inbound, the first bytes and the mode of the port say what happens
+// ([policy.Decide]): mutual TLS ends here, foreign TLS and plaintext are passed
+// on where they may, and HTTP is relayed by one that knows it. Each connection
+// leaves one [Record].
+//
+// Invariants:
+//
+//   - What a connection is allowed is decided from two immutable values, the world
+//     and the credentials, each with one writer; every open connection is decided
+//     again when one of them changes, and what is now forbidden is cut.
+//   - A connection is registered for those changes before it is decided.
+//   - A destination that is in the mesh is never spoken to in plaintext, whatever
+//     fails.
+//   - Every goroutine is waited for before Run returns.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/metrics"
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/tlsconn"
+	"podseal.io/podseal/internal/workload"
+	"podseal.io/podseal/internal/xds"
+)
+
+// Defaults of Config.
+const (
+	DefaultMaxConnections = 65536
+	DefaultDrain          = 5 * time.Second // contract 5.46
+	defaultIdle           = time.Hour       // contract 2.36
+	worldTimeout          = 10 * time.Second
+	acceptPause           = 10 * time.Millisecond
+)
+
+// Listen says where the sockets are; "" leaves one out. A host of "" is every
+// address of both families.
+type Listen struct {
+	Outbound string // captured from the application
+	Inbound  string // captured on the way to it
+	Health   string // GET /healthz/ready
+	Metrics  string // metrics, probes of the application, drain
+	Stats    string // GET /stats/prometheus
+	Admin    string // for people in the pod
+}
+
+// DefaultListen has the ports that users of Istio know (contract 5.35).
+func DefaultListen() Listen {
+	return Listen{Outbound: ":15001", Inbound: ":15006", Health: ":15021", Metrics: ":15020", Stats: ":15090", Admin: "127.0.0.1:15000"}
+}
+
+// AppMetrics says where the application's own metrics are; Port 0 is nowhere.
+type AppMetrics struct {
+	Port uint16
+	Path string
+}
+
+// Config is all that a proxy is told.
+type Config struct {
+	Log       *slog.Logger
+	Version   string
+	Namespace string // of the pod
+	Pod       string
+	Addresses []netip.Addr // of the pod
+	Cluster   string       // its name, for metrics
+	Metadata  map[string]string
+
+	Listen         Listen
+	MaxConnections int           // 0 is DefaultMaxConnections
+	Drain          time.Duration // how long open connections may finish
+	Probers        []byte        // JSON of ISTIO_KUBE_APP_PROBERS (contract 5.37), or empty
+	AppMetrics     AppMetrics    // merged with the proxy's own (contract 5.49)
+
+	Control Control // Address "" runs without a control plane (tests, World)
+
+	// OriginalDst tells where a captured connection was going.
+	OriginalDst func(*net.TCPConn) (netip.AddrPort, error)
+	// Dial connects; from is the source address, or invalid for any. nil is
+	// the kernel's.
+	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
+	// Random returns a number from 0 to below n; it must be safe for concurrent use.
+	Random func(n int) int
+	// Now is the time that certificates are checked against. nil is time.Now.
+	Now func() time.Time
+}
+
+// Validate reports all that is missing or wrong.
+func (c *Config) Validate() error {
+	var faults []error
+	need := func(ok bool, fault string) {
+		if !ok {
+			faults = append(faults, errors.New(fault))
+		}
+	}
+	need(c.Log != nil, "no logger")
+	need(c.Namespace != "", "no namespace: POD_NAMESPACE is not set")
+	need(c.Pod != "", "no pod name: POD_NAME is not set")
+	need(c.OriginalDst != nil, "no way to read original destinations")
+	need(c.Random != nil, "no source of chance")
+	need(c.MaxConnections >= 0, "the maximum of connections is negative")
+	need(c.Drain >= 0, "the drain time is negative")
+	return errors.Join(faults...)
+}
+
+// proxy is one running proxy.
+type proxy struct {
+	cfg     Config
+	log     *slog.Logger
+	worlds  *worldStore
+	creds   *credentialStore
+	conns   *conns
+	balance *balancer
+	copier  tlsconn.Copier
+	metrics *metrics.Set
+	records ring
+	probers probers
+	control atomic.Pointer[xds.Client] // nil without a control plane
+
+	sockets  sockets
+	handlers sync.WaitGroup
+	draining atomic.Bool   // POST /drain was called, or the proxy is ending
+	ready    atomic.Bool   // was ready once (contract 5.44)
+	quit     chan struct{} // closed by POST /quitquitquit
+	quitOnce sync.Once
+}
+
+// newProxy makes a proxy that listens nowhere yet.
+func newProxy(cfg Config) (*proxy, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("proxy settings: %w", err)
+	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = DefaultMaxConnections
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = dialKernel
+	}
+	p := &proxy{
+		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random),
+		metrics: metrics.New(cfg.Version, cfg.Now), quit: make(chan struct{}),
+	}
+	var err error
+	if p.probers, err = parseProbers(cfg.Probers); err != nil {
+		return nil, err
+	}
+	p.creds = newCredentials(cfg.Now, func(snap *identity.Snapshot) { p.conns.recheck(p.worlds.world(), snap) })
+	p.worlds = newWorldStore(cfg.Namespace+"/"+cfg.Pod, p.worldChanged)
+	return p, nil
+}
+
+// worldChanged follows every swap of the world: whom we trust first, then every
+// open connection.
+func (p *proxy) worldChanged(w *workload.World) {
+	if err := p.creds.trust(w.Mesh.BundlePEM, w.Mesh.TrustDomains); err != nil {
+		p.log.Error("roots of the mesh can't be read, the old ones stay", slog.String("error", err.Error()))
+	}
+	p.conns.recheck(w, p.creds.current.Load())
+}
+
+// Run binds every socket, then carries connections until the context ends, and
+// then drains.
+func Run(ctx context.Context, cfg Config) error {
+	p, err := newProxy(cfg)
+	if err != nil {
+		return err
+	}
+	if err := p.bind(ctx); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// run serves on the bound sockets until the context ends or the proxy is told
+// to quit, and drains.
+func (p *proxy) run(ctx context.Context) error {
+	p.log.Info("proxy started", slog.String("version", p.cfg.Version), slog.String("workload", p.worlds.self),
+		slog.String("outbound", p.sockets.outbound.String()), slog.String("inbound", p.sockets.inbound.String()))
+	// Connections outlive ctx: they end by themselves, or are cut when the time
+	// to drain is over.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var services sync.WaitGroup
+	services.Go(func() { p.runControl(work) })
+	services.Go(func() { p.sockets.serveHTTP(work, p.log) })
+	p.sockets.inbound.accept(&services, p.log, func(c *net.TCPConn) { p.accepted(work, c, directionInbound) })
+	p.sockets.outbound.accept(&services, p.log, func(c *net.TCPConn) { p.accepted(work, c, directionOutbound) })
+
+	quit := false
+	select {
+	case <-ctx.Done():
+	case <-p.quit:
+		quit = true
+	}
+	p.drain(quit)
+	stop()
+	p.sockets.close()
+	services.Wait() // from here on nothing is accepted
+	for _, c := range p.conns.all() {
+		c.cut(policy.Draining, errDetail("the proxy is shutting down"))
+	}
+	p.handlers.Wait()
+	p.log.Info("proxy stopped")
+	return nil
+}
+
+// drain lets open connections finish. The outbound side goes on accepting
+// meanwhile, since an application that is ending may still need to speak. After
+// POST /drain the application has had its time already (contract 5.47), and
+// after POST /quitquitquit there is nothing to wait for (contract 5.48).
+func (p *proxy) drain(quit bool) {
+	told := p.draining.Swap(true)
+	p.sockets.inbound.close()
+	if quit || told || p.cfg.Drain == 0 {
+		p.log.Info("proxy stops at once", slog.Int("connections", len(p.conns.all())), slog.Bool("told_to_quit", quit))
+		return
+	}
+	timer := time.NewTimer(p.cfg.Drain)
+	defer timer.Stop()
+	select {
+	case <-p.conns.none():
+		p.log.Info("proxy drained, all connections have finished")
+	case <-timer.C:
+		p.log.Warn("proxy drain time is over, cutting what is open", slog.Int("connections", len(p.conns.all())), slog.Duration("drain", p.cfg.Drain))
+	case <-p.quit:
+		p.log.Info("proxy told to quit while draining", slog.Int("connections", len(p.conns.all())))
+	}
+}
+
+// accepted takes over one captured connection.
+func (p *proxy) accepted(ctx context.Context, raw *net.TCPConn, direction string) {
+	now := time.Now()
+	c := &conn{direction: direction, client: raw, started: now}
+	c.facts = Record{Start: now, Direction: direction, Source: addrPort(raw.RemoteAddr())}
+	if !p.conns.add(c) {
+		c.cut(policy.Overloaded, errDetail("as many connections are open as this proxy allows"))
+		p.finish(ctx, c)
+		return
+	}
+	open := p.metrics.Open(direction)
+	open.Inc()
+	p.handlers.Go(func() {
+		defer func() {
+			c.close()
+			p.conns.remove(c)
+			open.Dec()
+			p.finish(ctx, c)
+		}()
+		if direction == directionInbound {
+			p.serveInbound(ctx, c)
+		} else {
+			p.serveOutbound(ctx, c)
+		}
+	})
+}
+
+// finish leaves the connection's record.
+func (p *proxy) finish(ctx context.Context, c *conn) {
+	r := c.snapshot(time.Now())
+	if r.Reason != policy.None {
+		p.metrics.Refused(r.Direction, string(r.Reason))
+	}
+	p.records.add(r)
+	r.log(ctx, p.log)
+}
+
+// ownWorkload waits until the world is known: a proxy that knows no policy yet
+// must neither let anything in nor send anything out in plaintext.
+func (p *proxy) ownWorkload(ctx context.Context) (*workload.Workload, error) {
+	timer := time.NewTimer(worldTimeout)
+	defer timer.Stop()
+	select {
+	case <-p.worlds.known:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-timer.C:
+		return nil, errDetail("the control plane has not told this proxy about its pod yet")
+	}
+	own, _ := p.worlds.own()
+	return own, nil
+}
+
+// idleTimeout is how long a connection may be silent.
+func (p *proxy) idleTimeout() time.Duration {
+	if d := p.worlds.world().Mesh.IdleTimeout; d > 0 {
+		return d
+	}
+	return defaultIdle
+}
+
+// isOwnPort reports whether one of the capture ports is meant.
+func (p *proxy) isOwnPort(port uint16) bool {
+	return p.sockets.outbound.has(port) || p.sockets.inbound.has(port)
+}
+
+// isOwn reports whether a capture port of this very pod is meant.
+func (p *proxy) isOwn(a netip.AddrPort) bool {
+	addr := a.Addr().Unmap()
+	return p.isOwnPort(a.Port()) && (addr.IsLoopback() || addr.IsUnspecified() || slices.Contains(p.cfg.Addresses, addr))
+}

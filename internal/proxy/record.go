@@ -1,0 +1,117 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"podseal.io/podseal/internal/policy"
+)
+
+// keptRecords is how many of the last records the admin port shows.
+const keptRecords = 200
+
+// What a connection's bytes were protected by.
+const (
+	securityMutualTLS  = "mutual_tls"
+	securityPlaintext  = "plaintext"
+	securityForeignTLS = "foreign_tls"
+)
+
+// Record is what happened on one connection: a log line, and an entry of
+// GET /records on the admin port. Empty fields are unknown or don't apply.
+type Record struct {
+	Start     time.Time `json:"start"`
+	Direction string    `json:"direction"` // inbound or outbound
+
+	Source      netip.AddrPort `json:"src_addr"`
+	Destination netip.AddrPort `json:"dst_addr,omitzero"` // as the client dialled it
+	Endpoint    netip.AddrPort `json:"endpoint,omitzero"` // as this proxy dialled it
+
+	SourceWorkload      string `json:"src_workload,omitempty"` // "<namespace>/<pod>"
+	SourceIdentity      string `json:"src_identity,omitempty"` // proved, not guessed
+	DestinationWorkload string `json:"dst_workload,omitempty"`
+	DestinationIdentity string `json:"dst_identity,omitempty"`
+
+	Service    string `json:"service,omitempty"`  // FQDN:port
+	Protocol   string `json:"protocol,omitempty"` // http or tcp: how it was carried
+	Security   string `json:"security,omitempty"` // mutual_tls, plaintext or foreign_tls
+	TLSVersion string `json:"tls_version,omitempty"`
+	TLSGroup   string `json:"tls_group,omitempty"`
+	ALPN       string `json:"alpn,omitempty"` // what the client offered
+	SNI        string `json:"sni,omitempty"`
+
+	BytesSent     int64 `json:"bytes_sent"`     // to the client
+	BytesReceived int64 `json:"bytes_received"` // from the client
+	Requests      int64 `json:"requests,omitempty"`
+	DurationMS    int64 `json:"duration_ms"`
+
+	Reason policy.Reason `json:"reason,omitempty"`
+	Error  string        `json:"error,omitempty"`
+}
+
+// log writes the record as one line.
+func (r *Record) log(ctx context.Context, log *slog.Logger) {
+	attrs := make([]slog.Attr, 0, 24)
+	text := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.Attr{Key: key, Value: slog.StringValue(value)})
+		}
+	}
+	addr := func(key string, a netip.AddrPort) {
+		if a.IsValid() {
+			text(key, a.String())
+		}
+	}
+	text("direction", r.Direction)
+	addr("src_addr", r.Source)
+	addr("dst_addr", r.Destination)
+	addr("endpoint", r.Endpoint)
+	text("src_workload", r.SourceWorkload)
+	text("src_identity", r.SourceIdentity)
+	text("dst_workload", r.DestinationWorkload)
+	text("dst_identity", r.DestinationIdentity)
+	text("service", r.Service)
+	text("protocol", r.Protocol)
+	text("security", r.Security)
+	text("tls_version", r.TLSVersion)
+	text("tls_group", r.TLSGroup)
+	text("alpn", r.ALPN)
+	text("sni", r.SNI)
+	attrs = append(attrs, slog.Int64("bytes_sent", r.BytesSent), slog.Int64("bytes_received", r.BytesReceived))
+	if r.Requests > 0 {
+		attrs = append(attrs, slog.Int64("requests", r.Requests))
+	}
+	attrs = append(attrs, slog.Int64("duration_ms", r.DurationMS))
+	text("reason", string(r.Reason))
+	text("error", r.Error)
+	log.LogAttrs(ctx, slog.LevelInfo, "connection", attrs...)
+}
+
+// ring keeps the last records.
+type ring struct {
+	mu   sync.Mutex
+	kept []Record
+	next int
+}
+
+func (g *ring) add(r Record) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.kept) < keptRecords {
+		g.kept = append(g.kept, r)
+		return
+	}
+	g.kept[g.next] = r
+	g.next = (g.next + 1) % keptRecords
+}
+
+// last returns the records, oldest first.
+func (g *ring) last() []Record {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Concat(g.kept[g.next:], g.kept[:g.next])
+}

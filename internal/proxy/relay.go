@@ -1,0 +1,146 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/tlsconn"
+)
+
+// longestTick bounds how long the byte counts of a connection that is spliced
+// in the kernel are behind.
+const longestTick = 30 * time.Second
+
+// errIdle says that nothing moved in either direction.
+var errIdle = errors.New("nothing was sent in either direction")
+
+// stream is a TCP connection, or TLS over one.
+type stream interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// relay carries bytes both ways until both directions have ended, and notes how
+// it went. fromClient and fromServer have been read already and are sent first.
+//
+// Invariants: each direction ends by itself (FIN, or close_notify and FIN); an
+// error of one side is seen by the other as RST, never as an orderly end.
+func (p *proxy) relay(c *conn, client, server stream, fromClient, fromServer []byte) {
+	idle := p.idleTimeout()
+	c.progress.Store(time.Now().UnixNano())
+	watchdog := p.watchIdle(c, idle)
+	defer watchdog()
+
+	var there sync.WaitGroup
+	there.Go(func() {
+		if err := p.direction(server, client, fromClient, idle, c.moved(&c.received)); err != nil {
+			c.cut(relayReason(err), fmt.Errorf("client to server: %w", err))
+		}
+	})
+	if err := p.direction(client, server, fromServer, idle, c.moved(&c.sent)); err != nil {
+		c.cut(relayReason(err), fmt.Errorf("server to client: %w", err))
+	}
+	there.Wait()
+	c.close()
+}
+
+// moved returns a function that counts bytes of one direction.
+func (c *conn) moved(count interface{ Add(int64) int64 }) func(n int) {
+	return func(n int) {
+		count.Add(int64(n))
+		c.progress.Store(time.Now().UnixNano())
+	}
+}
+
+// direction carries one direction to its end and then ends it at dst.
+func (p *proxy) direction(dst, src stream, first []byte, idle time.Duration, moved func(n int)) error {
+	if len(first) > 0 {
+		if _, err := dst.Write(first); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+		moved(len(first))
+	}
+	d, plainDst := dst.(*net.TCPConn)
+	s, plainSrc := src.(*net.TCPConn)
+	var err error
+	if plainDst && plainSrc {
+		err = splice(d, s, idle, moved)
+	} else {
+		err = p.copier.Copy(dst, src, moved)
+	}
+	if err != nil {
+		return err
+	}
+	if err := dst.CloseWrite(); err != nil && !isGone(err) {
+		return fmt.Errorf("end direction: %w", err)
+	}
+	return nil
+}
+
+// splice lets the kernel carry the bytes. It comes back from time to time to
+// count them, which is also how the idle timeout learns that they move.
+func splice(dst, src *net.TCPConn, idle time.Duration, moved func(n int)) error {
+	tick := min(idle/4, longestTick)
+	for {
+		if err := src.SetReadDeadline(time.Now().Add(tick)); err != nil {
+			return fmt.Errorf("set deadline: %w", err)
+		}
+		n, err := io.Copy(dst, src)
+		if n > 0 {
+			moved(int(n))
+		}
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("copy: %w", err)
+		}
+	}
+}
+
+// watchIdle cuts the connection once nothing has moved in either direction for
+// so long. The function that it returns stops the watch.
+func (p *proxy) watchIdle(c *conn, idle time.Duration) (stop func()) {
+	var mu sync.Mutex
+	var timer *time.Timer
+	stopped := false
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(idle, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return
+		}
+		left := idle - time.Since(time.Unix(0, c.progress.Load()))
+		if left <= 0 {
+			c.cut(policy.IdleTimeout, errIdle)
+			return
+		}
+		timer.Reset(left)
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
+}
+
+// relayReason is the reason of an error in the middle of a connection: none for
+// peers that go away, which is no refusal, but a TLS 1.3 client learns only here
+// that the server did not accept its certificate.
+func relayReason(err error) policy.Reason {
+	if isAlert(err) {
+		return policy.HandshakeFailed
+	}
+	return policy.None
+}
+
+var _ stream = (*tlsconn.Conn)(nil)

@@ -1,0 +1,204 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// listeners are the sockets of one capture port: one for each address family,
+// since the original destination is read by family (contract B5).
+type listeners []*net.TCPListener
+
+// sockets are all that a proxy listens on.
+type sockets struct {
+	outbound, inbound listeners
+	servers           []server
+}
+
+type server struct {
+	listener net.Listener
+	http     *http.Server
+}
+
+// bind opens every socket or none.
+func (p *proxy) bind(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			p.sockets.close()
+		}
+	}()
+	l := p.cfg.Listen
+	if p.sockets.outbound, err = bindCapture(ctx, l.Outbound); err != nil {
+		return err
+	}
+	if p.sockets.inbound, err = bindCapture(ctx, l.Inbound); err != nil {
+		return err
+	}
+	for _, s := range []struct {
+		addr    string
+		handler http.Handler
+	}{{l.Health, p.healthHandler()}, {l.Metrics, p.metricsHandler()}, {l.Stats, p.statsHandler()}, {l.Admin, p.adminHandler()}} {
+		if s.addr == "" {
+			continue
+		}
+		listener, err := listen(ctx, "tcp", s.addr)
+		if err != nil {
+			return err
+		}
+		p.sockets.servers = append(p.sockets.servers, server{listener, &http.Server{
+			Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+			ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		}})
+	}
+	return nil
+}
+
+// bindCapture listens on an address; on both families if it names no host.
+func bindCapture(ctx context.Context, addr string) (listeners, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	networks := []string{"tcp"}
+	if strings.HasPrefix(addr, ":") {
+		networks = []string{"tcp4", "tcp6"}
+	}
+	var all listeners
+	for _, network := range networks {
+		l, err := listen(ctx, network, addr)
+		if network == "tcp6" && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			all.close()
+			return nil, err
+		}
+		tcp, ok := l.(*net.TCPListener)
+		if !ok {
+			return nil, fmt.Errorf("listen on %s: not TCP", addr)
+		}
+		all = append(all, tcp)
+	}
+	return all, nil
+}
+
+// listen opens a socket; a taken port is reported with what to do about it.
+func listen(ctx context.Context, network, addr string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		_, port, _ := net.SplitHostPort(addr)
+		return nil, fmt.Errorf("listen on %s: port %s is taken by another program in this pod; the mesh needs it, so give that program another port: %w", addr, port, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+func (l listeners) String() string {
+	var all []string
+	for _, x := range l {
+		all = append(all, x.Addr().String())
+	}
+	return strings.Join(all, ",")
+}
+
+// has reports whether one of the sockets has this port.
+func (l listeners) has(port uint16) bool {
+	for _, x := range l {
+		if addrPort(x.Addr()).Port() == port {
+			return true
+		}
+	}
+	return false
+}
+
+func (l listeners) close() {
+	for _, x := range l {
+		_ = x.Close() // it may have been closed before
+	}
+}
+
+// accept starts an accept loop for each socket; the loops end when the sockets
+// are closed.
+func (l listeners) accept(owner *sync.WaitGroup, log *slog.Logger, take func(*net.TCPConn)) {
+	for _, x := range l {
+		owner.Go(func() {
+			for {
+				c, err := x.AcceptTCP()
+				switch {
+				case err == nil:
+					take(c)
+				case errors.Is(err, net.ErrClosed):
+					return
+				default: // e.g. no file descriptors: what is open goes on
+					log.Warn("accept failed", slog.String("error", err.Error()))
+					time.Sleep(acceptPause)
+				}
+			}
+		})
+	}
+}
+
+// serveHTTP serves the ports that aren't captured until the context ends.
+func (s *sockets) serveHTTP(ctx context.Context, log *slog.Logger) {
+	var all sync.WaitGroup
+	for _, x := range s.servers {
+		all.Go(func() {
+			if err := x.http.Serve(x.listener); !errors.Is(err, http.ErrServerClosed) {
+				log.Error("server failed", slog.String("addr", x.listener.Addr().String()), slog.String("error", err.Error()))
+			}
+		})
+	}
+	<-ctx.Done()
+	for _, x := range s.servers {
+		_ = x.http.Close() // nothing here is worth waiting for
+	}
+	all.Wait()
+}
+
+func (s *sockets) close() {
+	s.outbound.close()
+	s.inbound.close()
+	for _, x := range s.servers {
+		_ = x.listener.Close() // it may have been closed before
+	}
+}
+
+// dialKernel connects over TCP, from a certain address or any.
+func dialKernel(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	d := net.Dialer{}
+	if from.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+		d.Control = latePort
+	}
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil, fmt.Errorf("connect to %s: not TCP", to)
+	}
+	return tcp, nil
+}
+
+// latePort lets the kernel choose the source port at connect and not at bind:
+// a port is then taken for one destination only, not for all.
+func latePort(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	})
+	return errors.Join(err, failed)
+}
