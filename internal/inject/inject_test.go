@@ -1,0 +1,357 @@
+package inject
+
+import (
+	"encoding/json"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"istio.io/api/annotation"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podseal.io/podseal/internal/capture"
+	"podseal.io/podseal/internal/settings"
+)
+
+func simple(annotations map[string]string) Request {
+	return Request{
+		Pod: &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "web", Annotations: annotations},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "a"}}},
+		},
+		Namespace:     &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{NamespaceLabel: "enabled"}}},
+		NamespaceName: "shop",
+		Settings:      settings.Default(""),
+		Params:        testParams(),
+	}
+}
+
+func mustInject(t *testing.T, req Request) *corev1.Pod {
+	t.Helper()
+	pod, _, err := Pod(req)
+	if err != nil || pod == nil {
+		t.Fatal("not injected:", err)
+	}
+	return pod
+}
+
+func container(t *testing.T, pod *corev1.Pod, name string) corev1.Container {
+	t.Helper()
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if c.Name == name {
+			return c
+		}
+	}
+	t.Fatalf("no container %s", name)
+	return corev1.Container{}
+}
+
+func env(t *testing.T, c corev1.Container, name string) string {
+	t.Helper()
+	i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == name })
+	if i < 0 {
+		t.Fatalf("container %s has no %s", c.Name, name)
+	}
+	return c.Env[i].Value
+}
+
+// TestWrongAnnotations: each of contract 5.22 refuses the pod by name, value
+// and what would be right (contract 5.9).
+func TestWrongAnnotations(t *testing.T) {
+	for name, values := range map[string][]string{
+		"sidecar.istio.io/interceptionMode":                     {"", "redirect", "TPROXY"},
+		"status.sidecar.istio.io/port":                          {"", "x", "-1", "70000"},
+		"readiness.status.sidecar.istio.io/initialDelaySeconds": {"", "-1", "1.5", "99999999999"},
+		"readiness.status.sidecar.istio.io/periodSeconds":       {"0", "1s"},
+		"readiness.status.sidecar.istio.io/failureThreshold":    {"0", "x"},
+		"traffic.sidecar.istio.io/includeOutboundIPRanges":      {"10.0.0.1", "*,10.0.0.0/8", "::ffff:10.0.0.0/104", "10.0.0.0/33"},
+		"traffic.sidecar.istio.io/excludeOutboundIPRanges":      {"*", "ten"},
+		"traffic.sidecar.istio.io/includeInboundPorts":          {"*,80", "0", "http", "80-90", "+80", "080"},
+		"traffic.sidecar.istio.io/excludeInboundPorts":          {"*", "65536"},
+		"traffic.sidecar.istio.io/includeOutboundPorts":         {"x"},
+		"traffic.sidecar.istio.io/excludeOutboundPorts":         {"-1"},
+		"traffic.sidecar.istio.io/excludeInterfaces":            {"a b", "sixteencharacter"},
+		"traffic.sidecar.istio.io/kubevirtInterfaces":           {"a/b"},
+		"istio.io/reroute-virtual-interfaces":                   {"a\nb"},
+		"prometheus.istio.io/merge-metrics":                     {"", "yes"},
+		"proxy.istio.io/config":                                 {"[]", "{", "a: b", "concurrency: many", "concurrency: -1", "terminationDrainDuration: -1s", "proxyMetadata: [a]", "proxyMetadata: {INVALID_DROP: \"true\"}", "proxyMetadata: {ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: x}"},
+		"sidecar.istio.io/proxyCPU":                             {"", "x", "0", "-1"},
+		"sidecar.istio.io/proxyMemory":                          {"12Mb"},
+		"sidecar.istio.io/proxyCPULimit":                        {"x"},
+		"sidecar.istio.io/proxyMemoryLimit":                     {"x"},
+		"sidecar.istio.io/rewriteAppHTTPProbers":                {"no"},
+		"sidecar.istio.io/nativeSidecar":                        {""},
+		"sidecar.istio.io/logLevel":                             {"loud"},
+		"sidecar.istio.io/proxyImage":                           {"", "a b"},
+	} {
+		for _, value := range values {
+			pod, _, err := Pod(simple(map[string]string{name: value}))
+			if err == nil || pod != nil {
+				t.Errorf("%s: %q was accepted", name, value)
+			} else if !strings.HasPrefix(err.Error(), "annotation "+name+": ") {
+				t.Errorf("%s: %q: the refusal doesn't name it: %v", name, value, err)
+			}
+		}
+	}
+}
+
+// TestKnownAnnotations: everything in Istio's registry that is for pods is
+// either honoured or warned of by name, never passed over (contract 5.23).
+func TestKnownAnnotations(t *testing.T) {
+	for _, a := range annotation.AllResourceAnnotations() {
+		if slices.Contains(honoured(), a.Name) {
+			continue
+		}
+		_, warnings, err := Pod(simple(map[string]string{a.Name: "x"}))
+		if err != nil || len(warnings) != 1 || !strings.HasPrefix(warnings[0], "annotation "+a.Name+": ") {
+			t.Errorf("%s: %q, %v", a.Name, warnings, err)
+		}
+	}
+}
+
+func TestProxyConfigFields(t *testing.T) {
+	req := simple(map[string]string{"proxy.istio.io/config": "{concurrency: 0, drainDuration: 1s, discoveryAddress: x, tracing: {}, holdApplicationUntilProxyStarts: false, terminationDrainDuration: 90s, proxyMetadata: {}}"})
+	pod, warnings, err := Pod(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named []string
+	for _, w := range warnings {
+		named = append(named, strings.Fields(w)[2])
+	}
+	if want := []string{"discoveryAddress", "drainDuration", "tracing"}; !slices.Equal(named, want) {
+		t.Errorf("warnings %q, want one each for %q", warnings, want)
+	}
+	if got, want := env(t, container(t, pod, ProxyContainer), "PROXY_CONFIG"), `{"discoveryAddress":"istiod.d8-istio.svc:15012","terminationDrainDuration":"1m30s"}`; got != want {
+		t.Errorf("PROXY_CONFIG %s, want %s", got, want)
+	}
+}
+
+// TestResources: contract 5.20.
+func TestResources(t *testing.T) {
+	for _, test := range []struct {
+		annotations map[string]string
+		want        string
+	}{
+		{nil, `{"limits":{"memory":"1Gi"},"requests":{"cpu":"100m","memory":"128Mi"}}`},
+		{map[string]string{"sidecar.istio.io/proxyMemory": "10Mi"}, `{"requests":{"memory":"10Mi"}}`},
+		{map[string]string{"sidecar.istio.io/proxyCPULimit": "1", "sidecar.istio.io/proxyCPU": "1"}, `{"limits":{"cpu":"1"},"requests":{"cpu":"1"}}`},
+	} {
+		pod := mustInject(t, simple(test.annotations))
+		for _, name := range []string{ProxyContainer, InitContainer} {
+			b, err := json.Marshal(container(t, pod, name).Resources)
+			if err != nil || string(b) != test.want {
+				t.Errorf("%v: %s of %s, want %s", test.annotations, b, name, test.want)
+			}
+		}
+	}
+}
+
+// TestSecurity: the proxy passes Pod Security "restricted"; istio-init differs
+// from it by its user and NET_ADMIN only (contract 5.13, 5.15).
+func TestSecurity(t *testing.T) {
+	pod := mustInject(t, simple(nil))
+	proxy, init := container(t, pod, ProxyContainer).SecurityContext, container(t, pod, InitContainer).SecurityContext
+	for _, s := range []*corev1.SecurityContext{proxy, init} {
+		if *s.AllowPrivilegeEscalation || *s.Privileged || !*s.ReadOnlyRootFilesystem || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+			t.Errorf("too much: %v", s)
+		}
+	}
+	if *proxy.RunAsUser != 1337 || *proxy.RunAsGroup != 1337 || !*proxy.RunAsNonRoot || len(proxy.Capabilities.Add) != 0 {
+		t.Errorf("proxy: %v", proxy)
+	}
+	if *init.RunAsUser != 0 || *init.RunAsGroup != 0 || *init.RunAsNonRoot || !slices.Equal(init.Capabilities.Add, []corev1.Capability{"NET_ADMIN"}) {
+		t.Errorf("istio-init: %v", init)
+	}
+	if pod.Spec.SecurityContext != nil {
+		t.Error("the pod's own security context was touched: fsGroup would change the owner of the user's volumes")
+	}
+}
+
+// TestPodSecurity: a namespace whose Pod Security forbids NET_ADMIN gets an
+// error that says why and what to do.
+func TestPodSecurity(t *testing.T) {
+	for level, refused := range map[string]bool{"": false, "privileged": false, "baseline": true, "restricted": true} {
+		req := simple(nil)
+		req.Namespace.Labels["pod-security.kubernetes.io/enforce"] = level
+		_, _, err := Pod(req)
+		if refused != (err != nil) {
+			t.Errorf("%q: %v", level, err)
+		}
+		if err != nil && (!strings.Contains(err.Error(), "NET_ADMIN") || !strings.Contains(err.Error(), "security.deckhouse.io/pod-policy=privileged")) {
+			t.Error("unhelpful:", err)
+		}
+	}
+}
+
+// TestOrder: contract 5.42, 5.43; the annotation overrides (contract 5.41).
+func TestOrder(t *testing.T) {
+	for _, test := range []struct {
+		native         bool
+		annotation     string
+		hold           bool
+		inits, regular string
+	}{
+		{true, "", false, "istio-init istio-proxy first second", "web"},
+		{true, "", true, "istio-init istio-proxy first second", "web"},
+		{false, "true", false, "istio-init istio-proxy first second", "web"},
+		{true, "false", false, "first second istio-init", "web istio-proxy"},
+		{false, "", true, "first second istio-init", "istio-proxy web"},
+	} {
+		req := simple(nil)
+		req.Pod.Spec.InitContainers = []corev1.Container{{Name: "first"}, {Name: "second"}}
+		req.Params.NativeSidecars, req.Settings.Sidecar.HoldApplication = test.native, test.hold
+		if test.annotation != "" {
+			req.Pod.Annotations = map[string]string{"sidecar.istio.io/nativeSidecar": test.annotation}
+		}
+		pod := mustInject(t, req)
+		if got := strings.Join(containerNames(pod.Spec.InitContainers), " "); got != test.inits {
+			t.Errorf("%+v: init containers %s", test, got)
+		}
+		if got := strings.Join(containerNames(pod.Spec.Containers), " "); got != test.regular {
+			t.Errorf("%+v: containers %s", test, got)
+		}
+	}
+}
+
+func TestTwiceIsOnce(t *testing.T) {
+	req := simple(nil)
+	req.Pod = mustInject(t, req)
+	if pod, warnings, err := Pod(req); pod != nil || warnings != nil || err != nil {
+		t.Errorf("injected again: %v %q %v", pod, warnings, err)
+	}
+}
+
+func TestUnknownNamespace(t *testing.T) {
+	req := simple(nil)
+	req.Namespace = nil
+	if _, _, err := Pod(req); err == nil {
+		t.Error("a pod got past injection since its namespace wasn't known")
+	}
+}
+
+// TestProbePaths: contract 5.37.
+func TestProbePaths(t *testing.T) {
+	req := simple(nil)
+	req.Pod.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/$(HOME)"}}}
+	pod := mustInject(t, req)
+	get := pod.Spec.Containers[0].ReadinessProbe.HTTPGet
+	if get.Path != "/app-health/web/readyz" || get.Port.IntVal != 15020 || get.Scheme != corev1.URISchemeHTTP {
+		t.Errorf("%+v", get)
+	}
+	if got, want := env(t, container(t, pod, ProxyContainer), "ISTIO_KUBE_APP_PROBERS"), `{"/app-health/web/readyz":{"httpGet":{"path":"/$$(HOME)","port":0}}}`; got != want {
+		t.Errorf("%s, want %s: the kubelet would expand it", got, want)
+	}
+}
+
+// TestWorkload: contract 5.11.
+func TestWorkload(t *testing.T) {
+	owned := func(kind, name string, labels map[string]string) *corev1.Pod {
+		yes := true
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+			GenerateName: name + "-", Labels: labels,
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: name, Controller: &yes}},
+		}}
+	}
+	hash := map[string]string{"pod-template-hash": "76d6c9b8c"}
+	long := strings.Repeat("a", 62) + ".b"
+	for _, test := range []struct {
+		pod             *corev1.Pod
+		want, canonical string
+	}{
+		{owned("ReplicaSet", "web-76d6c9b8c", hash), "Deployment web", "web"},
+		{owned("ReplicaSet", "web-76d6c9b8c", nil), "ReplicaSet web-76d6c9b8c", "web-76d6c9b8c"},
+		{owned("ReplicaSet", "-76d6c9b8c", hash), "ReplicaSet -76d6c9b8c", "76d6c9b8c"},
+		{owned("ReplicaSet", "web-1", map[string]string{"rollouts-pod-template-hash": "1"}), "Rollout web", "web"},
+		{owned("Job", "backup-28000000", nil), "CronJob backup", "backup"},
+		{owned("Job", "once", nil), "Job once", "once"},
+		{owned("StatefulSet", "db", map[string]string{"app": "store"}), "StatefulSet db", "store"},
+		{owned("DaemonSet", "agent", map[string]string{"app": "x", "app.kubernetes.io/name": "y"}), "DaemonSet agent", "y"},
+		{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "debug-"}}, "Pod debug", "debug"},
+		{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: long}}, "Pod " + long, strings.Repeat("a", 62)},
+	} {
+		w := workloadOf(test.pod)
+		if got := w.kind + " " + w.name; got != test.want {
+			t.Errorf("%s, want %s", got, test.want)
+		}
+		if got := w.canonicalName(test.pod.Labels); got != test.canonical {
+			t.Errorf("canonical name %s, want %s", got, test.canonical)
+		}
+	}
+	for want, labels := range map[string]map[string]string{
+		"latest": nil, "1": {"version": "1"}, "2": {"version": "1", "app.kubernetes.io/version": "2"},
+	} {
+		if got := canonicalRevision(labels); got != want {
+			t.Errorf("canonical revision %s, want %s", got, want)
+		}
+	}
+}
+
+// captureAccepts fails if the capture program would refuse the arguments that
+// injection wrote (contract 5.13).
+func captureAccepts(t *testing.T, pod *corev1.Pod) capture.Options {
+	t.Helper()
+	init := container(t, pod, InitContainer)
+	getenv := func(name string) string {
+		for _, e := range init.Env {
+			if e.Name == name {
+				return e.Value
+			}
+		}
+		return ""
+	}
+	if init.Args[0] != "capture" {
+		t.Fatal(init.Args)
+	}
+	o, err := capture.Parse(init.Args[1:], getenv, io.Discard)
+	if err != nil {
+		t.Fatalf("%q: %v", init.Args, err)
+	}
+	return o
+}
+
+func TestCaptureArgs(t *testing.T) {
+	got := captureAccepts(t, mustInject(t, simple(nil)))
+	if diff := cmp.Diff(capture.Default(), got.Config, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Error("the arguments of a plain pod are not the defaults of the capture program:", diff)
+	}
+	if !captureAccepts(t, mustInject(t, simple(map[string]string{"traffic.sidecar.istio.io/includeInboundPorts": "*"}))).IncludeInboundPorts.All {
+		t.Error("* is not all")
+	}
+	none := captureAccepts(t, mustInject(t, simple(map[string]string{"traffic.sidecar.istio.io/includeInboundPorts": "", "traffic.sidecar.istio.io/includeOutboundIPRanges": ""})))
+	if none.IncludeInboundPorts.All || none.IncludeOutboundCIDRs.All || len(none.IncludeInboundPorts.List)+len(none.IncludeOutboundCIDRs.List) > 0 {
+		t.Error("empty lists capture nothing (contract 5.29)")
+	}
+}
+
+// FuzzAnnotations: no annotation panics; what is accepted is accepted by the
+// capture program and leaves the request alone.
+func FuzzAnnotations(f *testing.F) {
+	for _, seed := range []string{"", "*", "1,2", "10.0.0.0/8,fd00::/8", "true", "eth0", "{concurrency: 1}", "a: [", "100m", "proxyMetadata: {ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: 127.0.0.0/8}", "\x00", "debug"} {
+		for i := range honoured() {
+			f.Add(i, seed)
+		}
+	}
+	f.Fuzz(func(t *testing.T, i int, value string) {
+		names := honoured()
+		req := simple(map[string]string{names[max(i, 0)%len(names)]: value})
+		before := req.Pod.DeepCopy()
+		pod, _, err := Pod(req)
+		if diff := cmp.Diff(before, req.Pod); diff != "" {
+			t.Error("the request was changed:", diff)
+		}
+		if err != nil || pod == nil {
+			return
+		}
+		if slices.Contains(containerNames(pod.Spec.InitContainers), InitContainer) {
+			captureAccepts(t, pod)
+		}
+		if !alreadyInjected(pod) {
+			t.Error("injected, but the pod doesn't show it")
+		}
+	})
+}
