@@ -133,17 +133,29 @@ func loadInto(ctx context.Context, n plan.Node, path string) error {
 	// The kubelet's side of containerd hears of new images a moment later and labels
 	// them.
 	for range 100 {
-		args := append(enter, "ctr", "-n", "k8s.io", "images", "list", "labels.io.cri-containerd.image!=managed")
+		args := append(enter, "ctr", "-n", "k8s.io", "images", "list")
 		out, err := exec.CommandContext(ctx, args[0], args[1:]...).Output()
 		if err != nil {
 			return fmt.Errorf("ctr images list: %w", err)
 		}
-		if strings.Count(strings.TrimSpace(string(out)), "\n") == 0 {
+		if allManaged(string(out)) {
 			return nil
 		}
 		time.Sleep(pollInterval / 4)
 	}
 	return errors.New("the kubelet's view of images did not follow in time")
+}
+
+// allManaged reports whether every image in what "ctr images list" prints, a header
+// and a line per image, is known to the kubelet's side of containerd.
+func allManaged(list string) bool {
+	lines := strings.Split(strings.TrimSpace(list), "\n")
+	for _, line := range lines[1:] {
+		if !strings.Contains(line, "io.cri-containerd.image=managed") {
+			return false
+		}
+	}
+	return true
 }
 
 // Enter returns the beginning of a command line that runs a command on the node: in
