@@ -63,7 +63,7 @@ type subscription struct {
 // flight is a response that waits for its ACK.
 type flight struct {
 	nonce string
-	names []string
+	names map[string]bool // of the resources in it
 }
 
 func newSession() *session {
@@ -166,7 +166,11 @@ func (sub *subscription) subscribe(name string) {
 		return
 	}
 	sub.names[name] = true
-	delete(sub.sent, name)
+	if sub.sent[name] == "" {
+		delete(sub.sent, name)
+	} else {
+		sub.sent[name] = resend
+	}
 }
 
 // unsubscribe takes a name out; the client forgets the resource by itself. A
@@ -175,8 +179,11 @@ func (sub *subscription) subscribe(name string) {
 func (sub *subscription) unsubscribe(name string) {
 	if name == wildcard {
 		sub.wildcard = false
-		maps.DeleteFunc(sub.sent, func(n, _ string) bool { return !sub.names[n] })
-		maps.DeleteFunc(sub.rejected, func(n, _ string) bool { return !sub.names[n] })
+		for n := range sub.sent {
+			if !sub.names[n] {
+				sub.forget(n)
+			}
+		}
 		return
 	}
 	if !sub.names[name] {
@@ -184,30 +191,41 @@ func (sub *subscription) unsubscribe(name string) {
 	}
 	delete(sub.names, name)
 	sub.dirty = true
-	version := sub.sent[name]
 	switch {
-	case !sub.wildcard || version == "":
+	case !sub.wildcard:
+		sub.forget(name)
+	case sub.sent[name] == "":
 		delete(sub.sent, name)
-		delete(sub.rejected, name)
 	default:
-		// No version equals this one, so that a resource that exists is sent
-		// again and one that is gone is reported as removed.
 		sub.sent[name] = resend
 	}
 }
 
-// resend stands in sent for a version that the client holds and that must be
-// sent again. It is no version: those are hashes.
+// resend stands in sent for a version that the client may hold and that is not
+// to be relied on: no version equals it, so a resource that exists is sent again
+// and one that is gone is reported as removed.
 const resend = "\x00"
+
+// forget drops what is no longer subscribed. What is on its way to the client
+// may arrive after it has subscribed again, so it is dropped with the ACK.
+func (sub *subscription) forget(name string) {
+	delete(sub.rejected, name)
+	if sub.inflight != nil && sub.inflight.names[name] {
+		sub.sent[name] = resend
+		return
+	}
+	delete(sub.sent, name)
+}
 
 // acknowledge takes the ACK or NACK of the response in flight.
 func (sub *subscription) acknowledge(nack *xdspb.Status, now time.Time) {
-	names := sub.inflight.names
+	offered := sub.inflight.names
 	sub.inflight = nil
-	offered := make(map[string]bool, len(names))
-	for _, name := range names {
-		offered[name] = true
+	for name := range offered {
 		delete(sub.rejected, name)
+		if !sub.wildcard && !sub.names[name] {
+			delete(sub.sent, name)
+		}
 	}
 	if nack == nil {
 		sub.status.LastAck = now
@@ -216,10 +234,10 @@ func (sub *subscription) acknowledge(nack *xdspb.Status, now time.Time) {
 	sub.status.LastNack, sub.status.NackText = now, truncate(nack.GetMessage(), maxNackText)
 	at := slices.DeleteFunc(parseNack(nack.GetMessage()), func(name string) bool { return !offered[name] })
 	if len(at) == 0 {
-		at = names
+		at = slices.Collect(maps.Keys(offered))
 	}
 	for _, name := range at {
-		if version, ok := sub.sent[name]; ok {
+		if version := sub.sent[name]; version != "" && version != resend {
 			sub.rejected[name] = version
 		}
 	}
@@ -237,15 +255,15 @@ func (s *session) respond(typeURL string, ev event) *xdspb.DeltaDiscoveryRespons
 	}
 	upserts, removed := sub.diff(snap)
 	sub.seen, sub.dirty = snap, false
-	if sub.answered && len(upserts) == 0 && len(removed) == 0 {
+	out := &xdspb.DeltaDiscoveryResponse{TypeUrl: typeURL}
+	names := sub.fill(out, upserts, removed, s.limit)
+	if sub.answered && len(names) == 0 && len(out.GetRemovedResources()) == 0 {
 		sub.status.Generation = snap.generation
 		return nil
 	}
 	s.nonce++
-	sub.answered = true
-	out := &xdspb.DeltaDiscoveryResponse{TypeUrl: typeURL, Nonce: strconv.FormatUint(s.nonce, 10)}
-	names := sub.fill(out, upserts, removed, s.limit)
-	sub.inflight = &flight{nonce: out.GetNonce(), names: names}
+	out.Nonce = strconv.FormatUint(s.nonce, 10)
+	sub.answered, sub.inflight = true, &flight{nonce: out.GetNonce(), names: names}
 	sub.status.LastSent = ev.now
 	return out
 }
@@ -253,8 +271,8 @@ func (s *session) respond(typeURL string, ev event) *xdspb.DeltaDiscoveryRespons
 // fill puts as much into a response as limit bytes allow, notes it as sent and
 // returns the names of the resources in it. What is left over goes into the
 // next response.
-func (sub *subscription) fill(out *xdspb.DeltaDiscoveryResponse, upserts []*entry, removed []string, limit int) []string {
-	names := make([]string, 0, len(upserts))
+func (sub *subscription) fill(out *xdspb.DeltaDiscoveryResponse, upserts []*entry, removed []string, limit int) map[string]bool {
+	names := make(map[string]bool, len(upserts))
 	size := 0
 	for _, name := range removed {
 		if size += len(name) + 8; size > limit && len(out.RemovedResources) > 0 {
@@ -278,7 +296,7 @@ func (sub *subscription) fill(out *xdspb.DeltaDiscoveryResponse, upserts []*entr
 			break
 		}
 		out.Resources = append(out.Resources, e.wire)
-		names = append(names, e.Name)
+		names[e.Name] = true
 		sub.sent[e.Name] = e.Version
 	}
 	return names
