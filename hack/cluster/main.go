@@ -47,13 +47,15 @@ Verbs:
   down                   remove the cluster and everything it left
   status [-o json]       say how it is; exit code 3 when it is not well
   load IMAGE.tar...      put images into every node
-  shell [-- CMD...]      a shell, or CMD, on node 1, with kubectl and d8
-  node N [-- CMD...]     a shell, or CMD, on node N, such as: node 2 -- tcpdump -ni any
+  shell [-- CMD...]      a shell, or CMD, in node 1's network, with kubectl and d8
+  node N [-- CMD...]     the same on node N, with the node's /var/log, /etc/cni and
+                         the like, such as: node 2 -- tcpdump -ni any port 80
   kubeconfig             print the path of the kubeconfig for this machine
   build                  build the programs and do nothing else
 
 The name is "podseal" where none is given. Clusters of different names live side
-by side. Node N is the network namespace podseal-NAME-N; podseal-NAME-net joins
+by side. Paths are relative to the working directory, which "go run -C" changes:
+give absolute ones there. Node N is the network namespace podseal-NAME-N; podseal-NAME-net joins
 the nodes, and is where a client outside the cluster can be played. State and logs
 are in /var/lib/podseal-cluster/NAME, programs in the user's cache directory.
 `

@@ -54,14 +54,14 @@ func verbs() []verb {
 		{name: "load", synopsis: "[--name NAME] IMAGE.tar...", about: "puts images into every node", maxArgs: -1, run: load},
 		{
 			name: "shell", synopsis: "[--name NAME] [-- CMD...]", maxArgs: -1,
-			about: "runs a shell, or CMD, on node 1, with kubectl and d8 on the path",
+			about: "runs a shell, or CMD, in the network namespace of node 1, with kubectl and d8 on the path",
 			run: func(_ context.Context, r request) error {
-				return r.cluster.Exec(1, r.args, os.Environ())
+				return r.cluster.Shell(r.args, os.Environ())
 			},
 		},
 		{
 			name: "node", synopsis: "[--name NAME] N [-- CMD...]", maxArgs: -1,
-			about: "runs a shell, or CMD, on node N", run: onNode,
+			about: "runs a shell, or CMD, in node N's network namespace and view of the file system", run: onNode,
 		},
 		{
 			name: "kubeconfig", synopsis: "[--name NAME]",

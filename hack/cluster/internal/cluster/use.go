@@ -173,9 +173,21 @@ func Enter(n plan.Node) ([]string, error) {
 	}, nil
 }
 
-// Exec replaces this process by a command, or by a shell when there is none, on
-// the node, with kubectl and d8 first on the path. It returns only to say why it
-// failed.
+// Shell replaces this process by a command, or by a shell when there is none, in
+// the network namespace of node 1, with kubectl and d8 first on the path and the
+// host's view of the file system. It returns only to say why it failed.
+func (c *Cluster) Shell(command, environ []string) error {
+	spec, err := c.Spec()
+	if err != nil {
+		return err
+	}
+	if !host.HasNamespace(spec.Node(1).Namespace()) {
+		return fmt.Errorf("cluster %s does not run: \"up --name %s\" starts it", c.name, c.name)
+	}
+	return become(spec, c.name, host.Inside(spec.Node(1).Namespace()), command, environ)
+}
+
+// Exec is as Shell, on any node, and with the node's view of the file system.
 func (c *Cluster) Exec(number int, command, environ []string) error {
 	spec, err := c.Spec()
 	if err != nil {
@@ -192,16 +204,22 @@ func (c *Cluster) Exec(number int, command, environ []string) error {
 	if err != nil {
 		return fmt.Errorf("find working directory: %w", err)
 	}
+	enter = append([]string{enter[0], "--wdns=" + wd}, enter[1:]...)
+	return become(spec, spec.Node(number).Name(), enter, command, environ)
+}
+
+// become replaces this process by the command, entered through nsenter.
+func become(spec plan.Spec, prompt string, enter, command, environ []string) error {
 	if len(command) == 0 {
 		command = []string{"/bin/bash", "--norc", "-i"}
-		environ = append(environ, fmt.Sprintf(`PS1=[%s] \w \$ `, spec.Node(number).Name()))
+		environ = append(environ, fmt.Sprintf(`PS1=[%s] \w \$ `, prompt))
 	}
-	args := append([]string{enter[0], "--wdns=" + wd}, enter[1:]...)
-	args = append(append(args, "env", "--"), command...)
-	program, err := exec.LookPath(args[0])
+	program, err := exec.LookPath(enter[0])
 	if err != nil {
-		return fmt.Errorf("find nsenter: %w", err)
+		return fmt.Errorf("find %s: %w", enter[0], err)
 	}
+	// nsenter looks programs up on the caller's path; env uses the cluster's.
+	args := append(append(enter, "env", "--"), command...)
 	if err := syscall.Exec(program, args, environment(spec, environ)); err != nil {
 		return fmt.Errorf("run %s: %w", command[0], err)
 	}
@@ -224,5 +242,5 @@ func environment(spec plan.Spec, environ []string) []string {
 		}
 	}
 	return append(out, "PATH="+spec.Path("bin")+":"+path, "KUBECONFIG="+spec.InnerKubeconfig(),
-		"PODSEAL_CLUSTER="+spec.Name, "CONTAINERD_ADDRESS="+plan.ContainerdSocket)
+		"PODSEAL_CLUSTER="+spec.Name)
 }
