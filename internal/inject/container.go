@@ -77,7 +77,7 @@ func (in *injection) captureArgs() []string {
 func (in *injection) proxyContainer() corev1.Container {
 	args := []string{"proxy", "sidecar", "--domain", "$(POD_NAMESPACE).svc." + in.Params.ClusterDomain}
 	if in.logLevel != "" {
-		args = append(args, "--log-level", in.logLevel)
+		args = append(args, "--proxyLogLevel="+in.logLevel)
 	}
 	c := corev1.Container{
 		Name:            ProxyContainer,
@@ -150,6 +150,12 @@ func (in *injection) env() []corev1.EnvVar {
 	}
 	if in.appProbe != "" {
 		env = append(env, corev1.EnvVar{Name: "ISTIO_KUBE_APP_PROBERS", Value: in.appProbe})
+	}
+	if in.appMetrics != "" {
+		env = append(env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: in.appMetrics})
+	}
+	if in.drain != nil {
+		env = append(env, corev1.EnvVar{Name: "TERMINATION_DRAIN_DURATION", Value: in.drain.String()})
 	}
 	if in.concurrency > 0 {
 		env = append(env, corev1.EnvVar{Name: "GOMAXPROCS", Value: fmt.Sprint(in.concurrency)})

@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"istio.io/api/annotation"
 	"istio.io/api/label"
@@ -98,6 +99,7 @@ func Pod(req Request) (*corev1.Pod, []string, error) {
 	in.refuseNames()
 	in.refusePodSecurity()
 	in.probers()
+	in.mergeAppMetrics()
 	if len(in.faults) > 0 {
 		return nil, nil, errors.Join(in.faults...)
 	}
@@ -130,7 +132,9 @@ type injection struct {
 	options
 	pod      *corev1.Pod
 	workload workload
-	appProbe string // ISTIO_KUBE_APP_PROBERS, "" if there are none
+
+	appProbe   string // ISTIO_KUBE_APP_PROBERS, "" if there are none
+	appMetrics string // ISTIO_PROMETHEUS_ANNOTATIONS, "" if there are none
 }
 
 // refuseNames refuses pods that bring what injection adds: merging is not
@@ -212,8 +216,12 @@ func (in *injection) labels() {
 		in.pod.Labels = map[string]string{}
 	}
 	l := in.pod.Labels
+	mode := "istio"
+	if !in.capture {
+		mode = "disabled" // nothing in the pod would answer mutual TLS
+	}
 	for name, value := range map[string]string{
-		label.SecurityTlsMode.Name:          "istio",
+		label.SecurityTlsMode.Name:          mode,
 		label.ServiceCanonicalName.Name:     in.workload.canonicalName(l),
 		label.ServiceCanonicalRevision.Name: canonicalRevision(l),
 	} {
@@ -262,28 +270,47 @@ func (in *injection) annotations() error {
 			}
 		}
 	}
-	in.scrapeAnnotations(a)
+	if in.mergeMetrics {
+		a[scrapeAnnotation], a[portAnnotation], a[pathAnnotation] = "true", fmt.Sprint(statsPort), "/stats/prometheus"
+	}
 	return nil
 }
 
-// scrapeAnnotations points Prometheus to the proxy, unless the pod points it
-// somewhere itself: the metrics of the two are not merged.
-func (in *injection) scrapeAnnotations(a map[string]string) {
-	const scrape, port, path = "prometheus.io/scrape", "prometheus.io/port", "prometheus.io/path"
-	if !in.mergeMetrics {
+// Annotations that lead Prometheus to a pod.
+const (
+	scrapeAnnotation = "prometheus.io/scrape"
+	portAnnotation   = "prometheus.io/port"
+	pathAnnotation   = "prometheus.io/path"
+)
+
+// mergeAppMetrics leads Prometheus to the proxy, and tells the proxy where the
+// metrics of the application are, which it then serves with its own (contract
+// 5.12, 5.49). A pod that doesn't want to be scraped isn't.
+func (in *injection) mergeAppMetrics() {
+	said := in.Pod.Annotations
+	if !in.mergeMetrics || said[scrapeAnnotation] == "false" {
+		in.mergeMetrics = false
 		return
 	}
-	for _, name := range []string{scrape, port, path} {
-		if _, set := a[name]; !set {
-			continue
-		}
-		if a[scrape] == "true" {
-			in.warn("annotation %s: the pod's own scrape annotations are kept and lead past the metrics of the proxy (port %d); the two are not merged in this version", scrape, statsPort)
-		}
+	port := said[portAnnotation]
+	if said[scrapeAnnotation] != "true" || port == fmt.Sprint(statsPort) {
 		return
 	}
-	a[scrape], a[port], a[path] = "true", "15020", "/stats/prometheus"
+	if port != "" && !isPort(port) {
+		in.fault("annotation %s: %q: write a port from 1 to 65535", portAnnotation, port)
+		return
+	}
+	b, err := json.Marshal(map[string]string{"scrape": "true", "port": port, "path": said[pathAnnotation]})
+	if err != nil {
+		in.fault("annotation %s: %v", pathAnnotation, err)
+		return
+	}
+	in.appMetrics = literal(string(b))
 }
+
+// literal escapes text in the value of an environment variable, in which the
+// kubelet would otherwise expand $(NAME).
+func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
 
 // reservedPorts are those on which the proxy listens (contract 5.35, 5.36).
 func reservedPorts() []int32 {

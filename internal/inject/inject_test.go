@@ -12,6 +12,7 @@ import (
 	"istio.io/api/annotation"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"podseal.io/podseal/internal/capture"
 	"podseal.io/podseal/internal/settings"
@@ -74,13 +75,13 @@ func TestWrongAnnotations(t *testing.T) {
 		"traffic.sidecar.istio.io/excludeInboundPorts":          {"*", "65536"},
 		"traffic.sidecar.istio.io/includeOutboundPorts":         {"x"},
 		"traffic.sidecar.istio.io/excludeOutboundPorts":         {"-1"},
-		"traffic.sidecar.istio.io/excludeInterfaces":            {"a b", "sixteencharacter"},
+		"traffic.sidecar.istio.io/excludeInterfaces":            {"a b", "sixteencharacter", ".", "..", "+"},
 		"traffic.sidecar.istio.io/kubevirtInterfaces":           {"a/b"},
 		"istio.io/reroute-virtual-interfaces":                   {"a\nb"},
 		"prometheus.istio.io/merge-metrics":                     {"", "yes"},
-		"proxy.istio.io/config":                                 {"[]", "{", "a: b", "concurrency: many", "concurrency: -1", "terminationDrainDuration: -1s", "proxyMetadata: [a]", "proxyMetadata: {INVALID_DROP: \"true\"}", "proxyMetadata: {ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: x}"},
+		"proxy.istio.io/config":                                 {"[]", "{", "a: b", "concurrency: many", "concurrency: -1", "terminationDrainDuration: -1s", "proxyMetadata: [a]", "proxyMetadata: {INVALID_DROP: \"true\"}", "proxyMetadata: {ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: \"::1/128\"}", "proxyMetadata: {SECRET_TTL: 1d}"},
 		"sidecar.istio.io/proxyCPU":                             {"", "x", "0", "-1"},
-		"sidecar.istio.io/proxyMemory":                          {"12Mb"},
+		"sidecar.istio.io/proxyMemory":                          {"12Mb", "1e-1000000000"},
 		"sidecar.istio.io/proxyCPULimit":                        {"x"},
 		"sidecar.istio.io/proxyMemoryLimit":                     {"x"},
 		"sidecar.istio.io/rewriteAppHTTPProbers":                {"no"},
@@ -237,14 +238,139 @@ func TestUnknownNamespace(t *testing.T) {
 // TestProbePaths: contract 5.37.
 func TestProbePaths(t *testing.T) {
 	req := simple(nil)
-	req.Pod.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/$(HOME)"}}}
+	req.Pod.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/$(HOME)", Port: intstr.FromInt32(80)}}}
 	pod := mustInject(t, req)
 	get := pod.Spec.Containers[0].ReadinessProbe.HTTPGet
 	if get.Path != "/app-health/web/readyz" || get.Port.IntVal != 15020 || get.Scheme != corev1.URISchemeHTTP {
 		t.Errorf("%+v", get)
 	}
-	if got, want := env(t, container(t, pod, ProxyContainer), "ISTIO_KUBE_APP_PROBERS"), `{"/app-health/web/readyz":{"httpGet":{"path":"/$$(HOME)","port":0}}}`; got != want {
+	if got, want := env(t, container(t, pod, ProxyContainer), "ISTIO_KUBE_APP_PROBERS"), `{"/app-health/web/readyz":{"httpGet":{"path":"/$$(HOME)","port":80}}}`; got != want {
 		t.Errorf("%s, want %s: the kubelet would expand it", got, want)
+	}
+}
+
+// TestProbePorts: contract 5.40, and ports that the API server would no longer
+// see.
+func TestProbePorts(t *testing.T) {
+	named := []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}
+	for _, test := range []struct {
+		handler corev1.ProbeHandler
+		want    string // in the environment, or "" if refused
+	}{
+		{corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("http")}}, `"port":8080`},
+		{corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("81")}}, `"port":81`},
+		{corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 82}}, `"port":82`},
+		{corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("nowhere")}}, ""},
+		{corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{}}, ""},
+		{corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(65536)}}, ""},
+		{corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("0")}}, ""},
+		{corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: -1}}, ""},
+	} {
+		req := simple(nil)
+		req.Pod.Spec.Containers[0].Ports = named
+		req.Pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: test.handler}
+		pod, _, err := Pod(req)
+		if test.want == "" {
+			if err == nil || !strings.HasPrefix(err.Error(), `container "web": livenessProbe: port `) {
+				t.Errorf("%v: %v", test.handler, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Error(err)
+		} else if got := env(t, container(t, pod, ProxyContainer), "ISTIO_KUBE_APP_PROBERS"); !strings.Contains(got, test.want) {
+			t.Errorf("%s lacks %s", got, test.want)
+		}
+	}
+}
+
+// TestAppMetrics: contract 5.12.
+func TestAppMetrics(t *testing.T) {
+	const scrape, port, path, merge = "prometheus.io/scrape", "prometheus.io/port", "prometheus.io/path", "prometheus.istio.io/merge-metrics"
+	for _, test := range []struct {
+		annotations map[string]string
+		toProxy     bool
+		app         string
+	}{
+		{nil, true, ""},
+		{map[string]string{scrape: "true", port: "8080", path: "/m"}, true, `{"path":"/m","port":"8080","scrape":"true"}`},
+		{map[string]string{scrape: "true"}, true, `{"path":"","port":"","scrape":"true"}`},
+		{map[string]string{scrape: "true", port: "15020"}, true, ""},
+		{map[string]string{scrape: "false", port: "8080"}, false, ""},
+		{map[string]string{scrape: "true", port: "8080", merge: "false"}, false, ""},
+	} {
+		pod := mustInject(t, simple(test.annotations))
+		if got := pod.Annotations[port] == "15020" && pod.Annotations[scrape] == "true" && pod.Annotations[path] == "/stats/prometheus"; got != test.toProxy {
+			t.Errorf("%v: %v", test.annotations, pod.Annotations)
+		}
+		c := container(t, pod, ProxyContainer)
+		if i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "ISTIO_PROMETHEUS_ANNOTATIONS" }); i < 0 {
+			if test.app != "" {
+				t.Errorf("%v: the proxy isn't told", test.annotations)
+			}
+		} else if c.Env[i].Value != test.app {
+			t.Errorf("%v: %s, want %s", test.annotations, c.Env[i].Value, test.app)
+		}
+	}
+	if _, _, err := Pod(simple(map[string]string{scrape: "true", port: "http"})); err == nil {
+		t.Error("a port that the proxy would refuse at its start was accepted")
+	}
+}
+
+// TestNamespaceOfTheRequest: contract 5.10.
+func TestNamespaceOfTheRequest(t *testing.T) {
+	req := simple(nil)
+	req.NamespaceName = "other"
+	if got := env(t, container(t, mustInject(t, req), ProxyContainer), "ISTIO_META_OWNER"); got != "kubernetes://apis/v1/namespaces/other/pods/web" {
+		t.Error(got)
+	}
+}
+
+// TestNamesOfTheWiring: what users' tooling and the proxy look for (contract
+// 5.12, 5.15 to 5.19).
+func TestNamesOfTheWiring(t *testing.T) {
+	pod := mustInject(t, simple(nil))
+	c := container(t, pod, ProxyContainer)
+	for name := range strings.FieldsSeq(`PILOT_CERT_PROVIDER CA_ADDR POD_NAME POD_NAMESPACE INSTANCE_IP SERVICE_ACCOUNT HOST_IP ISTIO_CPU_LIMIT PROXY_CONFIG
+		ISTIO_META_POD_PORTS ISTIO_META_APP_CONTAINERS GOMEMLIMIT ISTIO_META_CLUSTER_ID ISTIO_META_NODE_NAME ISTIO_META_INTERCEPTION_MODE
+		ISTIO_META_WORKLOAD_NAME ISTIO_META_OWNER ISTIO_META_MESH_ID TRUST_DOMAIN`) {
+		env(t, c, name)
+	}
+	if want := []string{"proxy", "sidecar", "--domain", "$(POD_NAMESPACE).svc.cluster.local"}; !slices.Equal(c.Args, want) {
+		t.Error("arguments", c.Args)
+	}
+	mounts := map[string]string{}
+	for _, m := range c.VolumeMounts {
+		mounts[m.Name] = m.MountPath
+	}
+	if diff := cmp.Diff(map[string]string{
+		"istiod-ca-cert": "/var/run/secrets/istio", "istio-token": "/var/run/secrets/tokens", "istio-data": "/var/lib/istio/data",
+		"istio-envoy": "/etc/istio/proxy", "istio-podinfo": "/etc/istio/pod",
+	}, mounts); diff != "" {
+		t.Error(diff)
+	}
+	for _, v := range pod.Spec.Volumes {
+		if mounts[v.Name] == "" {
+			t.Error("nothing mounts", v.Name)
+		}
+		if v.Name == "istio-token" {
+			token := v.Projected.Sources[0].ServiceAccountToken
+			if token.Audience != "istio-ca" || *token.ExpirationSeconds != 43200 || token.Path != "istio-token" {
+				t.Error("token", token)
+			}
+		}
+	}
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe} {
+		if p.HTTPGet.Path != "/healthz/ready" || p.HTTPGet.Port.IntVal != 15021 {
+			t.Error("probe", p)
+		}
+	}
+	if c.StartupProbe.PeriodSeconds != 1 || c.StartupProbe.FailureThreshold != 600 || c.ReadinessProbe.PeriodSeconds != 15 || c.ReadinessProbe.FailureThreshold != 4 {
+		t.Error("timing", c.StartupProbe, c.ReadinessProbe)
+	}
+	var st status
+	if err := json.Unmarshal([]byte(pod.Annotations["sidecar.istio.io/status"]), &st); err != nil || !slices.Equal(st.InitContainers, []string{"istio-init", "istio-proxy"}) || len(st.Volumes) != len(pod.Spec.Volumes) || st.Revision != "default" {
+		t.Error("status", st, err)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"istio.io/api/annotation"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"podseal.io/podseal/internal/settings"
 )
@@ -202,7 +201,7 @@ func (r reader) capture() {
 	r.list(annotation.SidecarTrafficExcludeInboundPorts.Name, &t.excludeInboundPorts, isPort, ports)
 	r.list(annotation.SidecarTrafficIncludeOutboundPorts.Name, &t.includeOutboundPorts, isPort, ports)
 	r.list(annotation.SidecarTrafficExcludeOutboundPorts.Name, &t.excludeOutboundPorts, isPort, ports)
-	const interfaces = "write names of network interfaces (at most 15 characters), separated by commas"
+	const interfaces = "write names of network interfaces (at most 15 characters, + at the end for all that begin so), separated by commas"
 	r.list(annotation.SidecarTrafficExcludeInterfaces.Name, &t.excludeInterfaces, isInterface, interfaces)
 	r.list(annotation.SidecarTrafficKubevirtInterfaces.Name, &t.rerouteInterfaces, isInterface, interfaces)
 	r.list(annotation.IoIstioRerouteVirtualInterfaces.Name, &t.rerouteInterfaces, isInterface, interfaces)
@@ -243,7 +242,7 @@ func isRange(s string) bool {
 }
 
 func isInterface(s string) bool {
-	return regexp.MustCompile(`^[A-Za-z0-9_.@:-]{1,15}$`).MatchString(s)
+	return s != "." && s != ".." && regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,15}$|^[A-Za-z0-9_.@-]{1,14}\+$`).MatchString(s)
 }
 
 // resources reads what the proxy may use. Any of the four annotations replaces
@@ -269,8 +268,8 @@ func (r reader) resources(s settings.Sidecar) {
 		if values[i] == "" && !set {
 			continue
 		}
-		q, err := resource.ParseQuantity(values[i])
-		if err != nil || q.Sign() <= 0 {
+		q, err := settings.ParseQuantity(values[i])
+		if err != nil {
 			r.wrong(names[i], values[i], "write a Kubernetes quantity above zero, such as 100m or 128Mi")
 			continue
 		}

@@ -3,7 +3,6 @@ package inject
 import (
 	"encoding/json"
 	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -40,7 +39,7 @@ func (in *injection) probers() {
 		in.fault("write the probes of the application: %v", err)
 		return
 	}
-	in.appProbe = strings.ReplaceAll(string(b), "$", "$$") // the kubelet expands $(NAME) in values
+	in.appProbe = literal(string(b))
 }
 
 func (in *injection) rewriteContainer(c *corev1.Container, found map[string]prober) {
@@ -100,7 +99,9 @@ func (in *injection) rewrite(c *corev1.Container, name, path string, p prober) (
 			return nil, p
 		}
 		p.TCPSocket = &corev1.TCPSocketAction{Port: in.resolve(c, name, p.TCPSocket.Port)}
-	case p.GRPC == nil:
+	case p.GRPC != nil:
+		in.resolve(c, name, intstr.FromInt32(p.GRPC.Port))
+	default:
 		return nil, p
 	}
 	return get, p
@@ -111,9 +112,15 @@ func isProxyPort(port intstr.IntOrString) bool {
 }
 
 // resolve turns the name of a port into its number. A name that the container
-// doesn't have would make a pod that never gets ready (contract 5.40).
+// doesn't have would make a pod that never gets ready (contract 5.40), and a bad
+// number would no longer be seen by the API server: the probe that it validates
+// is the rewritten one.
 func (in *injection) resolve(c *corev1.Container, probe string, port intstr.IntOrString) intstr.IntOrString {
+	const most = 65535
 	if port.Type == intstr.Int {
+		if port.IntVal < 1 || port.IntVal > most {
+			in.fault("container %q: %s: port %d: write a port from 1 to %d, or the name of one", c.Name, probe, port.IntVal, most)
+		}
 		return port
 	}
 	for _, p := range c.Ports {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -19,8 +20,8 @@ import (
 // proxyConfig is what the annotation proxy.istio.io/config says (contract
 // 5.24), as far as it has an effect.
 type proxyConfig struct {
-	concurrency      int32 // 0: as many as there are CPUs
-	drain            time.Duration
+	concurrency      int32             // 0: as many as there are CPUs
+	drain            *time.Duration    // nil: as the proxy has it
 	metadata         map[string]string // environment of the proxy
 	discoveryAddress string
 }
@@ -34,7 +35,7 @@ func (c proxyConfig) proxyConfigJSON() string {
 		DiscoveryAddress         string `json:"discoveryAddress,omitempty"`
 		TerminationDrainDuration string `json:"terminationDrainDuration,omitempty"`
 	}{DiscoveryAddress: c.discoveryAddress}
-	if c.drain > 0 {
+	if c.drain != nil {
 		config.TerminationDrainDuration = c.drain.String()
 	}
 	b, err := json.Marshal(config)
@@ -80,8 +81,9 @@ func (r reader) proxyConfigField(name, key string, config *mesh.ProxyConfig) {
 	case config.HoldApplicationUntilProxyStarts != nil:
 		r.hold = config.HoldApplicationUntilProxyStarts.GetValue()
 	case config.TerminationDrainDuration != nil:
-		r.drain = config.TerminationDrainDuration.AsDuration()
-		if err := config.TerminationDrainDuration.CheckValid(); err != nil || r.drain < 0 {
+		d := config.TerminationDrainDuration.AsDuration()
+		r.drain = &d
+		if err := config.TerminationDrainDuration.CheckValid(); err != nil || d < 0 {
 			r.fault("annotation %s: %s: write a duration that is not negative, such as 5s", name, key)
 		}
 	case config.Concurrency != nil:
@@ -125,8 +127,12 @@ func (r reader) proxyMetadata(where string, metadata map[string]string) {
 				r.warn("annotation %s: %s is known, but has no effect in this version: DNS is not captured", where, name)
 			}
 		case loopbackEnv:
-			if !isRange(value) {
-				r.fault("annotation %s: %s: %q: write a range such as 127.0.0.1/32", where, name, value)
+			if p, err := netip.ParsePrefix(value); err != nil || !p.Addr().Is4() || !p.Addr().IsLoopback() {
+				r.fault("annotation %s: %s: %q: write a range in 127.0.0.0/8, such as 127.0.0.1/32", where, name, value)
+			}
+		case "SECRET_TTL", "TERMINATION_DRAIN_DURATION":
+			if d, err := time.ParseDuration(value); err != nil || d < 0 {
+				r.fault("annotation %s: %s: %q: write a duration that is not negative, such as 5s", where, name, value)
 			}
 		}
 		if len(validation.IsEnvVarName(name)) > 0 {

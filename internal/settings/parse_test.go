@@ -205,6 +205,19 @@ settings.controlPlane.tolerations[4].efect: unknown; a toleration has key, opera
 	}
 }
 
+func TestParseQuantity(t *testing.T) {
+	for text, want := range map[string]string{"100m": "100m", "0.5": "500m", "1e3": "1e3", "2Gi": "2Gi", "1.5G": "1500M"} {
+		if q, err := ParseQuantity(text); err != nil || q.String() != want {
+			t.Errorf("%s: %s, %v", text, q.String(), err)
+		}
+	}
+	for _, text := range []string{"", "0", "-1", "+1", "x", "1e-1000000000", "1e1000000000", "1 Gi", "12Mb", "..", strings.Repeat("9", 100)} {
+		if q, err := ParseQuantity(text); err == nil {
+			t.Errorf("%s was read as %s", text, q.String())
+		}
+	}
+}
+
 func TestTrustDomainAnnotations(t *testing.T) {
 	m := config(t, "{version: 3}")
 	m.Annotations = map[string]string{AnnotationTrustDomain: "prod.example", AnnotationTrustDomainAliases: "old.example, older", "podseal.io/trust-domian": "x", "other": "x"}

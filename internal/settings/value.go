@@ -138,13 +138,27 @@ func (p *parser) ports(path string, v any, out *[]uint16) {
 	})
 }
 
+// ParseQuantity reads a Kubernetes quantity above zero. It refuses exponents of
+// more than two digits beforehand: the parser of Kubernetes needs seconds and
+// gigabytes for 1e-100000000.
+func ParseQuantity(s string) (resource.Quantity, error) {
+	if !regexp.MustCompile(`^[0-9.]{1,30}([eE][+-]?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?$`).MatchString(s) {
+		return resource.Quantity{}, fmt.Errorf("%q is not a quantity", s)
+	}
+	q, err := resource.ParseQuantity(s)
+	if err == nil && q.Sign() <= 0 {
+		err = fmt.Errorf("%q is not above zero", s)
+	}
+	return q, err
+}
+
 func (p *parser) quantity(path string, v any, out *string) {
 	s, ok := v.(string)
 	if n, isNumber := v.(json.Number); isNumber {
 		s, ok = n.String(), true
 	}
-	q, err := resource.ParseQuantity(s)
-	if !ok || err != nil || q.Sign() <= 0 {
+	q, err := ParseQuantity(s)
+	if !ok || err != nil {
 		p.fault(path, v, "write a Kubernetes quantity above zero, such as 100m or 128Mi")
 		return
 	}
