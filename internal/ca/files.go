@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"time"
 
 	"podseal.io/podseal/internal/identity"
@@ -33,6 +34,14 @@ type Files struct {
 func (f Files) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("cert_bytes", len(f.Cert)), slog.Int("chain_bytes", len(f.Chain)), slog.Int("root_bytes", len(f.Root)))
 }
+
+// String keeps the key out of texts.
+func (f Files) String() string {
+	return fmt.Sprintf("certificate authority of %d+%d+%d bytes", len(f.Cert), len(f.Chain), len(f.Root))
+}
+
+// GoString does so for %#v.
+func (f Files) GoString() string { return f.String() }
 
 // FromSecret picks an authority out of the data of a Secret: by the names above
 // or, if there is none of these, by those of a kubernetes.io/tls Secret, whose
@@ -99,10 +108,19 @@ func ParseIssuer(f Files, now time.Time) (*Issuer, error) {
 			fault("%s does not lead to a root in %s: %w", CertFile, RootFile, err)
 		}
 	}
+	if len(faults) == 0 {
+		// A trial certificate, thrown away: constraints of the chain on usage or
+		// length show only when something is signed.
+		out.files.Root = root.PEM()
+		trial := profile(now, DefaultTTL, big.NewInt(1))
+		trial.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		if _, err := out.sign(trial, out.key.Public(), now); err != nil {
+			faults = append(faults, err)
+		}
+	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("certificate authority: %w", errors.Join(faults...))
 	}
-	out.files.Root = root.PEM()
 	return out, nil
 }
 

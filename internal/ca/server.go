@@ -136,7 +136,7 @@ func (s *Server) authenticate(ctx context.Context, req *securitypb.IstioCertific
 		}
 	}
 	// Contract 4.10: nobody is trusted to ask in another's name.
-	if v, ok := req.GetMetadata().GetFields()["ImpersonatedIdentity"]; ok && v.GetStringValue() != "" {
+	if v, ok := req.GetMetadata().GetFields()["ImpersonatedIdentity"]; ok && v.AsInterface() != "" {
 		return Caller{}, &refusal{errUnauthenticated, "impersonation", errors.New("the caller asks for another's identity")}
 	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
