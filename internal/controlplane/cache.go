@@ -1,0 +1,176 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	clientdiscovery "k8s.io/client-go/discovery"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/settings"
+)
+
+// Names of the webhook configurations that the chart brings.
+const (
+	injectorConfig  = "istio-sidecar-injector"
+	validatorConfig = "istio-validator-d8-istio"
+)
+
+var (
+	peerAuthenticationGV  = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
+	peerAuthenticationGVK = peerAuthenticationGV.WithKind(discovery.KindPeerAuthentication)
+)
+
+func newPeerAuthentication() *unstructured.Unstructured {
+	u := &unstructured.Unstructured{}
+	u.SetGroupVersionKind(peerAuthenticationGVK)
+	return u
+}
+
+// newScheme knows only what this process reads and writes.
+func newScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, admissionv1.AddToScheme,
+		authenticationv1.AddToScheme, coordinationv1.AddToScheme, eventsv1.AddToScheme,
+	} {
+		utilruntime.Must(add(s))
+	}
+	return s
+}
+
+// cacheOptions narrow what is watched and kept to what is used.
+func cacheOptions(namespace string) cache.Options {
+	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Pod{}:                                 {Transform: trimPod},
+			&corev1.Namespace{}:                           {Transform: trimNamespace},
+			&corev1.Secret{}:                              {Namespaces: map[string]cache.Config{namespace: {}}},
+			&corev1.ConfigMap{}:                           {Field: named(settings.RootConfigMap)},
+			&discoveryv1.EndpointSlice{}:                  {},
+			&admissionv1.MutatingWebhookConfiguration{}:   {Field: named(injectorConfig)},
+			&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(validatorConfig)},
+		},
+	}
+}
+
+// trimPod keeps what discovery reads.
+func trimPod(obj any) (any, error) {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil // a tombstone
+	}
+	return &corev1.Pod{
+		TypeMeta: pod.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, Labels: pod.Labels,
+			CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp, OwnerReferences: pod.OwnerReferences,
+		},
+		Spec: corev1.PodSpec{
+			ServiceAccountName: pod.Spec.ServiceAccountName, NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
+			Containers: trimContainers(pod.Spec.Containers), InitContainers: trimContainers(pod.Spec.InitContainers),
+		},
+		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs},
+	}, nil
+}
+
+func trimContainers(all []corev1.Container) []corev1.Container {
+	kept := make([]corev1.Container, 0, len(all))
+	for i := range all {
+		if len(all[i].Ports) > 0 {
+			kept = append(kept, corev1.Container{Name: all[i].Name, Ports: all[i].Ports, RestartPolicy: all[i].RestartPolicy})
+		}
+	}
+	return kept
+}
+
+// trimNamespace keeps of managedFields only our own: they say whether a label is
+// ours to remove.
+func trimNamespace(obj any) (any, error) {
+	ns, ok := obj.(*corev1.Namespace)
+	if !ok {
+		return obj, nil // a tombstone
+	}
+	kept := ns.ManagedFields[:0:0]
+	for _, f := range ns.ManagedFields {
+		if f.Manager == string(fieldOwner) {
+			kept = append(kept, f)
+		}
+	}
+	out := *ns
+	out.ManagedFields = kept
+	return &out, nil
+}
+
+// apiRetry is how often an API server that isn't ready is asked again.
+const apiRetry = 2 * time.Second
+
+// waitForAPI waits until the API server answers and serves PeerAuthentications,
+// and says whether injected pods get native sidecars.
+func waitForAPI(ctx context.Context, cfg Config) (native bool, err error) {
+	d, err := clientdiscovery.NewDiscoveryClientForConfig(cfg.REST)
+	if err != nil {
+		return false, fmt.Errorf("control plane: %w", err)
+	}
+	for {
+		native, err = askAPI(d)
+		if err == nil {
+			if cfg.NativeSidecars != nil {
+				native = *cfg.NativeSidecars
+			}
+			return native, nil
+		}
+		cfg.Log.Warn("the API server is not ready for us, waiting", slog.String("error", err.Error()))
+		select {
+		case <-time.After(apiRetry):
+		case <-ctx.Done():
+			return false, fmt.Errorf("wait for the API server: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func askAPI(d clientdiscovery.DiscoveryInterface) (native bool, err error) {
+	v, err := d.ServerVersion()
+	if err != nil {
+		return false, fmt.Errorf("ask for the version: %w", err)
+	}
+	list, err := d.ServerResourcesForGroupVersion(peerAuthenticationGV.String())
+	if err != nil {
+		return false, fmt.Errorf("look for the CRD of PeerAuthentication: %w", err)
+	}
+	for i := range list.APIResources {
+		if list.APIResources[i].Kind == discovery.KindPeerAuthentication {
+			return nativeSidecars(v.Major, v.Minor), nil
+		}
+	}
+	return false, fmt.Errorf("%s has no PeerAuthentication: its CRD is not installed", peerAuthenticationGV)
+}
+
+// nativeSidecars reports whether a server of this version has sidecar containers
+// as a feature that can't be switched off (contract 5.41). A minor version may
+// end in "+".
+func nativeSidecars(major, minor string) bool {
+	maj, errMajor := strconv.Atoi(major)
+	mnr, errMinor := strconv.Atoi(strings.TrimRight(minor, "+"))
+	return errMajor == nil && errMinor == nil && (maj > 1 || (maj == 1 && mnr >= 33))
+}

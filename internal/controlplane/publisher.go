@@ -1,0 +1,286 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"reflect"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/wire"
+	"podseal.io/podseal/internal/xds"
+)
+
+// Changes that come within quiet of one another are published together, but none
+// waits longer than patience.
+const (
+	quiet    = 10 * time.Millisecond
+	patience = 100 * time.Millisecond
+)
+
+// dutyCycle bounds the share of time spent building: after a build that took d
+// the next one waits dutyCycle times d.
+const dutyCycle = 3
+
+type publisherConfig struct {
+	Cache     client.Reader
+	Authority *authority
+	Store     *xds.Store
+	Namespace string // the root namespace
+	Counts    *counts
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// publisher keeps the store equal to the cluster.
+type publisher struct {
+	cfg      publisherConfig
+	kicked   chan struct{}               // something changed
+	verdicts chan discovery.Verdicts     // the newest ones, for the leader
+	first    atomic.Bool                 // something was published
+	handled  []toolscache.InformerSynced // first lists that have been handled
+	lastGood map[discovery.Key]*unstructured.Unstructured
+	told     discovery.Verdicts // that were logged
+}
+
+func newPublisher(cfg publisherConfig) *publisher {
+	return &publisher{
+		cfg: cfg, kicked: make(chan struct{}, 1), verdicts: make(chan discovery.Verdicts, 1),
+		lastGood: map[discovery.Key]*unstructured.Unstructured{}, told: discovery.Verdicts{},
+	}
+}
+
+// published reports whether proxies can be told anything yet.
+func (p *publisher) published() bool { return p.first.Load() }
+
+// kick says that something changed.
+func (p *publisher) kick() {
+	select {
+	case p.kicked <- struct{}{}:
+	default: // it is known already
+	}
+}
+
+// watch follows all that discovery reads.
+func (p *publisher) watch(ctx context.Context, from cache.Informers) error {
+	for _, w := range []struct {
+		obj     client.Object
+		matters func(before, after any) bool
+	}{
+		{&corev1.Pod{}, podMatters},
+		{&corev1.Service{}, alwaysMatters},
+		{&discoveryv1.EndpointSlice{}, alwaysMatters},
+		{newPeerAuthentication(), policyMatters},
+	} {
+		informer, err := from.GetInformer(ctx, w.obj)
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", w.obj, err)
+		}
+		reg, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { p.kick() },
+			UpdateFunc: func(before, after any) {
+				if w.matters(before, after) {
+					p.kick()
+				}
+			},
+			DeleteFunc: func(any) { p.kick() },
+		})
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", w.obj, err)
+		}
+		p.handled = append(p.handled, reg.HasSynced)
+	}
+	return nil
+}
+
+func alwaysMatters(_, _ any) bool { return true }
+
+// podMatters reports whether what discovery reads of a pod has changed: most
+// updates are of conditions, which were trimmed.
+func podMatters(before, after any) bool {
+	a, okA := before.(*corev1.Pod)
+	b, okB := after.(*corev1.Pod)
+	if !okA || !okB {
+		return true
+	}
+	return !maps.Equal(a.Labels, b.Labels) || !reflect.DeepEqual(a.Spec, b.Spec) || !reflect.DeepEqual(a.Status, b.Status) ||
+		!reflect.DeepEqual(a.OwnerReferences, b.OwnerReferences) || a.UID != b.UID
+}
+
+// policyMatters is false for our own writes of status.
+func policyMatters(before, after any) bool {
+	a, okA := before.(*unstructured.Unstructured)
+	b, okB := after.(*unstructured.Unstructured)
+	if !okA || !okB {
+		return true
+	}
+	return a.GetUID() != b.GetUID() || !maps.Equal(a.GetLabels(), b.GetLabels()) || !reflect.DeepEqual(a.Object["spec"], b.Object["spec"])
+}
+
+// Run publishes until the context ends. It begins when everything has been
+// listed and there is a root: half a world must not reach proxies.
+func (p *publisher) Run(ctx context.Context) error {
+	if !toolscache.WaitForCacheSync(ctx.Done(), p.handled...) {
+		return nil
+	}
+	p.kick()
+	for {
+		changed := p.cfg.Authority.Changed()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.kicked:
+		case <-changed:
+		}
+		if !p.settle(ctx) {
+			return nil
+		}
+		took, err := p.publish(ctx)
+		if err != nil {
+			p.cfg.Log.Warn("nothing published", slog.String("error", err.Error()))
+			continue // the next change comes back here
+		}
+		if !sleep(ctx, dutyCycle*took) {
+			return nil
+		}
+	}
+}
+
+// settle waits until nothing has changed for a moment.
+func (p *publisher) settle(ctx context.Context) bool {
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	for {
+		pause := time.NewTimer(quiet)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return false
+		case <-deadline.C:
+			pause.Stop()
+			return true
+		case <-pause.C:
+			return true
+		case <-p.kicked:
+			pause.Stop()
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// publish builds everything and gives it to the store. It says how long that took.
+func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
+	start := p.cfg.Now()
+	c, err := p.cluster(ctx)
+	if err != nil {
+		return 0, err
+	}
+	resources, verdicts := discovery.Build(c)
+	p.remember(c.PeerAuthentications, verdicts)
+	changed := false
+	// What holds for all goes first: a proxy then never meets a peer whose root it lacks.
+	for _, typeURL := range []string{wire.TypeMesh, wire.TypeWorkload, wire.TypeService} {
+		changed = p.cfg.Store.Replace(typeURL, resources[typeURL]) || changed
+	}
+	took := p.cfg.Now().Sub(start)
+	p.cfg.Counts.build.Observe(took.Seconds())
+	if changed {
+		p.cfg.Counts.pushes.Inc()
+		p.cfg.Log.Debug("published", slog.Int("workloads", len(resources[wire.TypeWorkload])), slog.Int("services", len(resources[wire.TypeService])), slog.Duration("took", took))
+	}
+	p.first.Store(true)
+	p.report(verdicts)
+	return took, nil
+}
+
+// cluster reads the caches. What it returns is shared with them and not to be changed.
+func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
+	s, err := p.cfg.Authority.Settings()
+	if err != nil {
+		return discovery.Cluster{}, err
+	}
+	bundle, err := p.cfg.Authority.Bundle()
+	if err != nil {
+		return discovery.Cluster{}, err
+	}
+	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RootNamespace: p.cfg.Namespace, Revision: revision, LastGood: p.lastGood}
+	var (
+		pods     corev1.PodList
+		services corev1.ServiceList
+		slices   discoveryv1.EndpointSliceList
+		policies unstructured.UnstructuredList
+	)
+	policies.SetGroupVersionKind(peerAuthenticationGV.WithKind(discovery.KindPeerAuthentication + "List"))
+	for _, list := range []client.ObjectList{&pods, &services, &slices, &policies} {
+		if err := p.cfg.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return discovery.Cluster{}, fmt.Errorf("list %T: %w", list, err)
+		}
+	}
+	c.Pods, c.Services, c.EndpointSlices, c.PeerAuthentications = pointers(pods.Items), pointers(services.Items), pointers(slices.Items), pointers(policies.Items)
+	return c, nil
+}
+
+func pointers[T any](items []T) []*T {
+	out := make([]*T, len(items))
+	for i := range items {
+		out[i] = &items[i]
+	}
+	return out
+}
+
+// remember keeps the policies that are good now for when they go bad, and
+// forgets those that are gone.
+func (p *publisher) remember(policies []*unstructured.Unstructured, verdicts discovery.Verdicts) {
+	next := make(map[discovery.Key]*unstructured.Unstructured, len(policies))
+	for _, obj := range policies {
+		key := discovery.Key{Kind: discovery.KindPeerAuthentication, Namespace: obj.GetNamespace(), Name: obj.GetName()}
+		if v, judged := verdicts[key]; judged && v.Reason != discovery.ReasonInvalid {
+			next[key] = obj
+		} else if last := p.lastGood[key]; last != nil && last.GetUID() == obj.GetUID() {
+			next[key] = last
+		}
+	}
+	p.lastGood = next
+}
+
+// report logs what is new about objects that aren't in force, and leaves all
+// verdicts for the leader.
+func (p *publisher) report(verdicts discovery.Verdicts) {
+	for key, v := range verdicts {
+		if !v.Accepted && p.told[key] != v {
+			p.cfg.Log.Warn("object is not in force", slog.String("object", key.String()), slog.String("reason", v.Reason), slog.String("error", v.Message))
+		}
+	}
+	p.told = verdicts
+	for {
+		select {
+		case p.verdicts <- verdicts:
+			return
+		default:
+		}
+		select {
+		case <-p.verdicts: // older ones that nobody took
+		default:
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package controlplane
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/inject"
+)
+
+// annotationProbe marks an object that exists only to see that it is refused
+// (contract 1.36).
+const annotationProbe = "podseal.io/admission-probe"
+
+// probeRefused is what such an object is refused with.
+const probeRefused = "refused as every object with the annotation " + annotationProbe + " is"
+
+// ensureTimeout is how long a new pod may wait for the root ConfigMap of its
+// namespace: without it the pod would wait for its volume.
+const ensureTimeout = 2 * time.Second
+
+// webhooks are what the API server asks, on port 15017.
+type webhooks struct {
+	namespaces    client.Reader // cached
+	live          client.Reader
+	authority     *authority
+	roots         *rootWriter
+	counts        *counts
+	rootNamespace string
+	params        inject.Params
+	log           *slog.Logger
+}
+
+// handler bounds bodies (7 MB), refuses what is no AdmissionReview and survives
+// a panic: that is in admission.Webhook.
+func (h *webhooks) handler() http.Handler {
+	mux := http.NewServeMux()
+	for path, handle := range map[string]admission.HandlerFunc{"/inject": h.inject, "/validate": h.validate} {
+		mux.Handle("POST "+path, &admission.Webhook{Handler: whole(handle)})
+	}
+	return mux
+}
+
+// whole refuses what decodes but is no request, e.g. an empty body.
+func whole(next admission.HandlerFunc) admission.HandlerFunc {
+	return func(ctx context.Context, req admission.Request) admission.Response {
+		if req.UID == "" || req.Kind.Kind == "" {
+			return admission.Errored(http.StatusBadRequest, errors.New("podseal: the AdmissionReview has no request"))
+		}
+		return next(ctx, req)
+	}
+}
+
+// inject answers for one pod that is about to be created (contract 5.1-5.10).
+func (h *webhooks) inject(ctx context.Context, req admission.Request) admission.Response {
+	if req.Kind.Kind != "Pod" || req.Operation != admissionv1.Create {
+		return admission.Allowed("")
+	}
+	h.counts.injections.Inc()
+	res, injected, err := h.injectPod(ctx, req)
+	switch {
+	case err != nil:
+		h.counts.notInjected.Inc()
+		h.log.Warn("pod refused", slog.String("namespace", req.Namespace), slog.String("name", nameOf(req)), slog.String("error", err.Error()))
+		return admission.Denied("podseal can't add the proxy to this pod: " + err.Error())
+	case injected:
+		h.counts.injected.Inc()
+		h.log.Debug("pod injected", slog.String("namespace", req.Namespace), slog.String("name", nameOf(req)))
+	default:
+		h.counts.uninjects.Inc()
+	}
+	return res
+}
+
+func (h *webhooks) injectPod(ctx context.Context, req admission.Request) (res admission.Response, injected bool, err error) {
+	pod := &corev1.Pod{}
+	if err := json.Unmarshal(req.Object.Raw, pod); err != nil {
+		return res, false, fmt.Errorf("decode the pod: %w", err)
+	}
+	ns, err := h.namespace(ctx, req.Namespace)
+	if err != nil {
+		return res, false, err
+	}
+	s, err := h.authority.Settings()
+	if err != nil {
+		return res, false, fmt.Errorf("the control plane is starting: %w", err)
+	}
+	out, warnings, err := inject.Pod(inject.Request{Pod: pod, Namespace: ns, NamespaceName: req.Namespace, Settings: s, Params: h.params})
+	if err != nil {
+		return res, false, err
+	}
+	if out == nil {
+		return admission.Allowed("").WithWarnings(warnings...), false, nil
+	}
+	// The patch is the difference of two pods that we encoded, so that fields
+	// which this program doesn't know stay as they are.
+	before, err := json.Marshal(pod)
+	if err != nil {
+		return res, false, fmt.Errorf("encode the pod: %w", err)
+	}
+	after, err := json.Marshal(out)
+	if err != nil {
+		return res, false, fmt.Errorf("encode the injected pod: %w", err)
+	}
+	if req.DryRun == nil || !*req.DryRun {
+		h.ensureRoot(ctx, req.Namespace)
+	}
+	return admission.PatchResponseFromRaw(before, after).WithWarnings(warnings...), true, nil
+}
+
+// ensureRoot gives the namespace its root now. The leader does it as well, so a
+// failure is no more than a delay.
+func (h *webhooks) ensureRoot(ctx context.Context, namespace string) {
+	ctx, cancel := context.WithTimeout(ctx, ensureTimeout)
+	defer cancel()
+	if _, err := h.roots.Ensure(ctx, namespace); err != nil {
+		h.log.Warn("root ConfigMap not made on admission", slog.String("namespace", namespace), slog.String("error", err.Error()))
+	}
+}
+
+// namespace reads from the cache, or asks if the namespace is newer than it.
+func (h *webhooks) namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
+	ns, key := &corev1.Namespace{}, types.NamespacedName{Name: name}
+	err := h.namespaces.Get(ctx, key, ns)
+	if apierrors.IsNotFound(err) {
+		err = h.live.Get(ctx, key, ns)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read namespace %s: %w", name, err)
+	}
+	return ns, nil
+}
+
+// validate answers for one policy (contract 1.30-1.36).
+func (h *webhooks) validate(_ context.Context, req admission.Request) admission.Response {
+	if req.Operation == admissionv1.Delete || req.Operation == admissionv1.Connect {
+		return admission.Allowed("")
+	}
+	obj := &unstructured.Unstructured{}
+	if err := json.Unmarshal(req.Object.Raw, &obj.Object); err != nil || obj.Object == nil {
+		h.counts.validations.WithLabelValues("undecodable").Inc()
+		return admission.Errored(http.StatusBadRequest, fmt.Errorf("podseal can't read this %s", req.Kind.Kind))
+	}
+	if _, probe := obj.GetAnnotations()[annotationProbe]; probe {
+		return admission.Denied(probeRefused)
+	}
+	if req.Kind.Kind != discovery.KindPeerAuthentication {
+		h.counts.validations.WithLabelValues("not_enforced").Inc()
+		return admission.Allowed("").WithWarnings(notEnforced(req)...)
+	}
+	obj.SetNamespace(req.Namespace)
+	faults, warnings := discovery.ValidatePeerAuthentication(obj, h.rootNamespace)
+	if len(faults) > 0 {
+		h.counts.validations.WithLabelValues("refused").Inc()
+		h.log.Info("policy refused", slog.String("kind", req.Kind.Kind), slog.String("namespace", req.Namespace), slog.String("name", nameOf(req)), slog.String("error", discovery.Describe(faults)))
+		return admission.Denied(discovery.Describe(faults)).WithWarnings(warnings...)
+	}
+	h.counts.validations.WithLabelValues("accepted").Inc()
+	return admission.Allowed("").WithWarnings(warnings...)
+}
+
+// notEnforced warns by name about what Podseal knows of but doesn't do.
+func notEnforced(req admission.Request) []string {
+	if !strings.HasSuffix(req.Kind.Group, ".istio.io") {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s %s/%s: Podseal does not enforce %s yet, the object has no effect", req.Kind.Kind, req.Namespace, nameOf(req), req.Kind.Kind)}
+}
+
+// nameOf is the object's name as far as it is known: one that the API server is
+// still to choose ends in a star.
+func nameOf(req admission.Request) string {
+	if req.Name != "" {
+		return req.Name
+	}
+	var named struct {
+		Metadata struct {
+			Name         string `json:"name"`
+			GenerateName string `json:"generateName"`
+		} `json:"metadata"`
+	}
+	if json.Unmarshal(req.Object.Raw, &named) != nil {
+		return ""
+	}
+	if named.Metadata.Name != "" {
+		return named.Metadata.Name
+	}
+	return named.Metadata.GenerateName + "*"
+}
