@@ -10,6 +10,7 @@ package metrics
 import (
 	"cmp"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -168,7 +169,12 @@ func (t *TCP) Closed(sent, received int64) {
 type HTTP struct {
 	set    *Set
 	values []string
-	byCode map[int]answered
+	known  map[outcome]answered
+}
+
+type outcome struct {
+	code  int
+	flags string
 }
 
 type answered struct {
@@ -179,16 +185,19 @@ type answered struct {
 // HTTP prepares to count requests under these labels.
 func (s *Set) HTTP(l Labels) *HTTP { return &HTTP{set: s, values: l.values()} }
 
-// Request counts one request with the status code of its response.
-func (h *HTTP) Request(code int, took time.Duration) {
-	a, ok := h.byCode[code]
+// Request counts one request with the status code of its response and Envoy's
+// flags for it, "-" when nothing went wrong.
+func (h *HTTP) Request(code int, flags string, took time.Duration) {
+	o := outcome{code, flags}
+	a, ok := h.known[o]
 	if !ok {
-		v := append(h.values[:len(h.values):len(h.values)], strconv.Itoa(code), "")
+		v := append(slices.Clone(h.values), strconv.Itoa(code), "")
+		v[slices.Index(labelNames, "response_flags")] = cmp.Or(flags, "-")
 		a = answered{h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...)}
-		if h.byCode == nil {
-			h.byCode = map[int]answered{}
+		if h.known == nil {
+			h.known = map[outcome]answered{}
 		}
-		h.byCode[code] = a
+		h.known[o] = a
 	}
 	a.count.Inc()
 	a.duration.Observe(float64(took) / float64(time.Millisecond))

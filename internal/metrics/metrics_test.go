@@ -25,9 +25,9 @@ func TestTrafficMetrics(t *testing.T) {
 	s.TCP(l).Closed(7, 5)
 	l.Protocol = "http"
 	h := s.HTTP(l)
-	h.Request(200, 3*time.Millisecond)
-	h.Request(200, 3*time.Millisecond)
-	h.Request(503, time.Second)
+	h.Request(200, "-", 3*time.Millisecond)
+	h.Request(200, "-", 3*time.Millisecond)
+	h.Request(503, "UF", time.Second)
 	s.Refused("inbound", "plaintext_refused")
 	s.Open("inbound").Inc()
 	s.Handshake(time.Millisecond)

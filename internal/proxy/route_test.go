@@ -1,0 +1,262 @@
+package proxy
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/workload"
+)
+
+var update = flag.Bool("update", false, "rewrite the expected transcripts")
+
+// TestRouteScripts runs the transcripts in testdata/route: a small world in
+// words, a question, the answer.
+func TestRouteScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/route/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no scripts", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			script, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := runRouteScript(t, string(script))
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got != string(script) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, script)
+			}
+		})
+	}
+}
+
+// runRouteScript answers every question and returns the script with the answers.
+func runRouteScript(t *testing.T, script string) string {
+	w := &scriptWorld{pods: map[string]*workload.Workload{}}
+	var out strings.Builder
+	skip := false // the old answer
+	for line := range strings.Lines(script) {
+		text := strings.TrimSpace(line)
+		switch {
+		case text == "":
+			skip = false
+		case skip:
+			continue
+		}
+		out.WriteString(line)
+		switch f := strings.Fields(text); {
+		case text == "" || strings.HasPrefix(text, "#"):
+		case text == "----":
+			out.WriteString(w.answer + "\n")
+			skip = true
+		default:
+			if err := w.do(f[0], f[1:]); err != nil {
+				t.Fatalf("%q: %v", text, err)
+			}
+		}
+	}
+	return out.String()
+}
+
+type scriptWorld struct {
+	mesh     workload.Mesh
+	pods     map[string]*workload.Workload
+	services []*workload.Service
+	answer   string
+}
+
+func (w *scriptWorld) do(verb string, args []string) error {
+	switch verb {
+	case "mesh":
+		if args[0] == "registry-only" {
+			w.mesh.Outbound = workload.RegistryOnly
+		}
+		return nil
+	case "workload":
+		return w.workload(args)
+	case "service":
+		return w.service(args)
+	case "route", "allowed":
+		return w.route(verb, args)
+	}
+	return fmt.Errorf("no such verb")
+}
+
+func (w *scriptWorld) workload(args []string) error {
+	x := &workload.Workload{Name: args[0], Modes: policy.Modes{Default: policy.Permissive, Ports: map[uint16]policy.Mode{}}}
+	for _, a := range args[1:] {
+		key, value, _ := strings.Cut(a, "=")
+		switch key {
+		case "ip":
+			for ip := range strings.SplitSeq(value, ",") {
+				x.Addresses = append(x.Addresses, netip.MustParseAddr(ip))
+			}
+		case "sa":
+			ns, sa, _ := strings.Cut(value, "/")
+			x.Namespace = ns
+			x.Identity = identity.MustNew("cluster.local", ns, sa)
+		case "unknown":
+			x.Identity = identity.ID{}
+		case "mesh":
+			x.Mesh = true
+		case "mode":
+			name, port, _ := strings.Cut(value, ":")
+			m, err := policy.ParseMode(name)
+			if err != nil {
+				return err
+			}
+			if port == "" {
+				x.Modes.Default = m
+			} else {
+				n, err := strconv.ParseUint(port, 10, 16)
+				if err != nil {
+					return err
+				}
+				x.Modes.Ports[uint16(n)] = m
+			}
+		default:
+			return fmt.Errorf("no such property %q", a)
+		}
+	}
+	x.UID = x.Namespace + "/" + x.Name
+	w.pods[x.Name] = x
+	return nil
+}
+
+func (w *scriptWorld) service(args []string) error {
+	s := &workload.Service{Name: args[0], Namespace: "shop", Hostname: args[0] + ".shop.svc.cluster.local"}
+	w.services = slices.DeleteFunc(w.services, func(o *workload.Service) bool { return o.Name == s.Name })
+	targets := map[uint16]uint16{}
+	proto := policy.Auto
+	var endpoints []string
+	for _, a := range args[1:] {
+		switch {
+		case strings.HasPrefix(a, "vip="):
+			for ip := range strings.SplitSeq(strings.TrimPrefix(a, "vip="), ",") {
+				s.Addresses = append(s.Addresses, netip.MustParseAddr(ip))
+			}
+		case a == "http":
+			proto = policy.HTTP
+		case a == "tcp":
+			proto = policy.TCP
+		case strings.Contains(a, "->"):
+			from, to, _ := strings.Cut(a, "->")
+			f, err1 := strconv.ParseUint(from, 10, 16)
+			o, err2 := strconv.ParseUint(to, 10, 16)
+			if err1 != nil || err2 != nil {
+				return fmt.Errorf("ports %q", a)
+			}
+			targets[uint16(f)] = uint16(o)
+		default:
+			endpoints = append(endpoints, a)
+		}
+	}
+	for port := range targets {
+		s.Ports = append(s.Ports, workload.ServicePort{Port: port, Protocol: proto})
+	}
+	for _, e := range endpoints {
+		name, ready := strings.CutPrefix(e, "!")
+		if p, ok := w.pods[name]; ok {
+			for _, a := range p.Addresses {
+				s.Endpoints = append(s.Endpoints, workload.Endpoint{Address: a, Ready: !ready, Targets: targets})
+			}
+			for port, target := range targets {
+				p.Ports = append(p.Ports, workload.Port{Target: target, Protocol: proto, ServiceHost: s.Hostname, ServicePort: port})
+			}
+			continue
+		}
+		s.Endpoints = append(s.Endpoints, workload.Endpoint{Address: netip.MustParseAddr(name), Ready: !ready, Targets: targets})
+	}
+	w.services = append(w.services, s)
+	return nil
+}
+
+// route answers `route to=A [not=B] [last]`, and `allowed to=A endpoint=B
+// [encrypted]` about an open connection.
+func (w *scriptWorld) route(verb string, args []string) error {
+	q := question{
+		own:  func(a netip.AddrPort) bool { return a.Port() == 15001 || a.Port() == 15006 },
+		pick: func([]netip.AddrPort) int { return 0 },
+	}
+	var endpoint netip.AddrPort
+	encrypted := false
+	for _, a := range args {
+		key, value, _ := strings.Cut(a, "=")
+		switch key {
+		case "to":
+			q.dst = netip.MustParseAddrPort(value)
+		case "not":
+			q.exclude = netip.MustParseAddrPort(value)
+		case "endpoint":
+			endpoint = netip.MustParseAddrPort(value)
+		case "encrypted":
+			encrypted = true
+		case "last":
+			q.pick = func(c []netip.AddrPort) int { return len(c) - 1 }
+		default:
+			return fmt.Errorf("no such argument %q", a)
+		}
+	}
+	world := workload.NewWorld(w.mesh, slices.Collect(valuesOf(w.pods)), w.services)
+	if verb == "allowed" {
+		w.answer = "yes"
+		if reason := stillAllowed(world, q.dst, endpoint, encrypted); reason != policy.None {
+			w.answer = "cut  reason " + string(reason)
+		}
+		return nil
+	}
+	r := route(world, q)
+	switch r.verdict {
+	case refused:
+		w.answer = fmt.Sprintf("refuse  reason %s", r.reason)
+	case mesh:
+		w.answer = fmt.Sprintf("mesh  dial %s  expect %s\n      sni %s  alpn %s", r.endpoint, r.want.URI(), r.sni, strings.Join(r.alpn, ","))
+	default:
+		w.answer = fmt.Sprintf("pass  dial %s", r.endpoint)
+	}
+	return nil
+}
+
+func valuesOf(m map[string]*workload.Workload) func(func(*workload.Workload) bool) {
+	return func(yield func(*workload.Workload) bool) {
+		for _, v := range m {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+func TestBalancerPrefersTheLessLoaded(t *testing.T) {
+	a, b := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80")
+	for first := range 2 { // whichever of the two comes first
+		bal := newBalancer(func(n int) int { return min(first, n-1) })
+		bal.add(a, 2)
+		bal.add(b, 1)
+		if got := bal.pick([]netip.AddrPort{a, b}); got != 1 {
+			t.Errorf("picked %d, want the one with fewer connections", got)
+		}
+		bal.add(a, -2)
+		if got := bal.pick([]netip.AddrPort{a, b}); got != 0 {
+			t.Errorf("picked %d after the other became idle", got)
+		}
+		if len(bal.open) != 1 {
+			t.Errorf("%d endpoints kept, want only the one in use", len(bal.open))
+		}
+	}
+}
