@@ -49,6 +49,9 @@ type Cluster struct {
 	// Force takes fields away from other owners; otherwise a conflict is an
 	// error that names them.
 	Force bool
+	// Explain says in Pending why the pods of a Deployment don't run; it takes
+	// the right to list pods.
+	Explain bool
 	// Report is told what became of each object. May be nil.
 	Report func(object string, result Result)
 }
@@ -243,23 +246,10 @@ func (c *Cluster) Pending(objects []*unstructured.Unstructured) Pending {
 				return "", fmt.Errorf("look at %s: %w", describe(u), err)
 			}
 			if text := notReady(now); text != "" {
+				if c.Explain {
+					text += deploymentTrouble(ctx, c.Client, u)
+				}
 				return describe(u) + ": " + text, nil
-			}
-		}
-		return "", nil
-	}
-}
-
-// Gone says which of the objects are still there.
-func (c *Cluster) Gone(objects []*unstructured.Unstructured) Pending {
-	return func(ctx context.Context) (string, error) {
-		for _, u := range objects {
-			now, err := c.get(ctx, u)
-			if err != nil {
-				return "", fmt.Errorf("look at %s: %w", describe(u), err)
-			}
-			if now != nil {
-				return describe(u) + " to be gone", nil
 			}
 		}
 		return "", nil

@@ -1,0 +1,124 @@
+// Command podseal installs Podseal into a Kubernetes cluster and looks after
+// it. As `podseal manager` and `podseal controlplane` it also is what runs
+// there.
+//
+// Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1
+// failed, 64 wrong use of the command line.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	exitFailed = 1
+	exitUsage  = 64 // EX_USAGE of sysexits.h, as istioctl
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// after the first signal the second one ends the program at once
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, color: isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "", ask: isTerminal(os.Stdin)}))
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}
+
+// streams are where a command reads and writes.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+	color    bool // out is a terminal that shows colours
+	ask      bool // in is a terminal: somebody can answer
+}
+
+// usageError is a wrong use of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// errSilent fails the command after it has said why.
+var errSilent = errors.New("failed")
+
+// run runs one command line and returns the exit code.
+func run(ctx context.Context, args []string, s streams) int {
+	root := newRoot(s)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var usage usageError
+	wrongUse := errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") ||
+		strings.HasPrefix(err.Error(), "required flag") || strings.HasPrefix(err.Error(), "if any flags in the group")
+	if !errors.Is(err, errSilent) {
+		fmt.Fprintf(s.err, "podseal: %v\n", err)
+		if wrongUse {
+			fmt.Fprintln(s.err, "`podseal help` lists the commands, `podseal COMMAND --help` the flags of one.")
+		}
+	}
+	if wrongUse {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot(s streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "podseal",
+		Short: "Encrypts the traffic between pods with mutual TLS",
+		Long: `Podseal encrypts the traffic between Kubernetes pods with mutual TLS.
+
+  podseal check --pre    may it be installed here?
+  podseal install        install it; ModuleConfig istio then turns it on
+  podseal check          is it well?
+  podseal uninstall      remove it`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	k := &kube{}
+	k.addFlags(root.PersistentFlags())
+	root.AddCommand(
+		newInstallCommand(s, k),
+		newUninstallCommand(s, k),
+		newCheckCommand(s, k),
+		newVersionCommand(s, k),
+		newManagerCommand(s, k),
+		newControlPlaneCommand(),
+	)
+	return root
+}
+
+// noArgs refuses arguments as wrong use.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no arguments, got %q", cmd.CommandPath(), args[0])}
+	}
+	return nil
+}
+
+// oneOf refuses a flag's value that isn't listed.
+func oneOf(flag, value string, allowed ...string) error {
+	for _, a := range allowed {
+		if value == a {
+			return nil
+		}
+	}
+	return usageError{fmt.Errorf("--%s %q: write one of %s", flag, value, strings.Join(allowed, ", "))}
+}
