@@ -15,6 +15,8 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the program at once.
+	context.AfterFunc(ctx, stop)
 	err := prepare()
 	if err == nil {
 		err = run(ctx, os.Args[1:], os.Stdout, os.Stderr)

@@ -22,6 +22,10 @@ func TestRunRefuses(t *testing.T) {
 		{"node", "no node given"},
 		{"node first", `node "first": want a number`},
 		{"kubeconfig --name absent-one", "no such cluster"},
+		{"shell kubectl get pods", `unexpected argument "kubectl"; usage: cluster shell [--name NAME] [-- CMD...]`},
+		{"node 1 --name absent-one -- ls", "no such cluster"},
+		{"node 1 2", `unexpected argument "2"`},
+		{"load x.tar --name absent-one", "no such cluster"},
 		{"run-node", "internal verb"},
 	} {
 		err := run(t.Context(), strings.Fields(test.args), io.Discard, io.Discard)

@@ -18,9 +18,11 @@ import (
 type verb struct {
 	name, synopsis, about string
 	flags                 func(*flag.FlagSet, *request)
-	// maxArgs is how many arguments it takes; -1 is any number.
-	maxArgs int
-	run     func(context.Context, request) error
+	// maxArgs is how many arguments it takes; -1 is any number. takesCommand says
+	// that a command may follow after "--".
+	maxArgs      int
+	takesCommand bool
+	run          func(context.Context, request) error
 }
 
 // request is a parsed command line.
@@ -29,6 +31,7 @@ type request struct {
 	nodes          int
 	output         string
 	args           []string
+	command        []string
 	stdout, stderr io.Writer
 }
 
@@ -53,14 +56,14 @@ func verbs() []verb {
 		},
 		{name: "load", synopsis: "[--name NAME] IMAGE.tar...", about: "puts images into every node", maxArgs: -1, run: load},
 		{
-			name: "shell", synopsis: "[--name NAME] [-- CMD...]", maxArgs: -1,
+			name: "shell", synopsis: "[--name NAME] [-- CMD...]", takesCommand: true,
 			about: "runs a shell, or CMD, in the network namespace of node 1, with kubectl and d8 on the path",
 			run: func(_ context.Context, r request) error {
-				return r.cluster.Shell(r.args, os.Environ())
+				return r.cluster.Shell(r.command, os.Environ())
 			},
 		},
 		{
-			name: "node", synopsis: "[--name NAME] N [-- CMD...]", maxArgs: -1,
+			name: "node", synopsis: "[--name NAME] N [-- CMD...]", maxArgs: 1, takesCommand: true,
 			about: "runs a shell, or CMD, in node N's network namespace and view of the file system", run: onNode,
 		},
 		{
@@ -112,13 +115,16 @@ func (v verb) parseAndRun(ctx context.Context, args []string, stdout, stderr io.
 		flags.SetOutput(w)
 		flags.PrintDefaults()
 	}
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+	var err error
+	if r.args, r.command, err = parseArgs(flags, args); errors.Is(err, flag.ErrHelp) {
 		help(stdout)
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("%s: %w; usage: cluster %s %s", v.name, err, v.name, v.synopsis)
 	}
-	r.args = flags.Args()
+	if len(r.command) > 0 && !v.takesCommand {
+		r.args = append(r.args, r.command...)
+	}
 	if v.maxArgs >= 0 && len(r.args) > v.maxArgs {
 		return fmt.Errorf("%s: unexpected argument %q; usage: cluster %s %s", v.name, r.args[v.maxArgs], v.name, v.synopsis)
 	}
@@ -129,11 +135,31 @@ func (v verb) parseAndRun(ctx context.Context, args []string, stdout, stderr io.
 			return err
 		}
 	}
-	var err error
 	if r.cluster, err = cluster.New(name, stderr); err != nil {
 		return err
 	}
 	return v.run(ctx, r)
+}
+
+// parseArgs parses flags wherever they stand before "--" and returns the arguments
+// between them and the command after it.
+func parseArgs(flags *flag.FlagSet, args []string) (positional, command []string, err error) {
+	for i, arg := range args {
+		if arg == "--" {
+			args, command = args[:i], args[i+1:]
+			break
+		}
+	}
+	for {
+		if err := flags.Parse(args); err != nil {
+			return nil, nil, err
+		}
+		if flags.NArg() == 0 {
+			return positional, command, nil
+		}
+		positional = append(positional, flags.Arg(0))
+		args = flags.Args()[1:]
+	}
 }
 
 func up(ctx context.Context, r request) error {
@@ -176,9 +202,5 @@ func onNode(_ context.Context, r request) error {
 	if err != nil {
 		return fmt.Errorf("node %q: want a number, 1 or 2", r.args[0])
 	}
-	command := r.args[1:]
-	if len(command) > 0 && command[0] == "--" {
-		command = command[1:]
-	}
-	return r.cluster.Exec(number, command, os.Environ())
+	return r.cluster.Exec(number, r.command, os.Environ())
 }

@@ -84,7 +84,7 @@ func (b Builder) apply(ctx context.Context, p part) (string, error) {
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	unlock, err := host.Lock(b.Cache, p.name+".lock")
+	unlock, err := host.Lock(ctx, b.Cache, p.name+".lock")
 	if err != nil {
 		return "", err
 	}
@@ -151,16 +151,14 @@ func flags() string {
 }
 
 func (b Builder) buildKubernetes(ctx context.Context, dir string) error {
+	b.Progress("building Kubernetes %s and etcd: this takes minutes, once", KubernetesVersion)
+	packages := []string{"./etcd"}
 	for _, name := range []string{
 		"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl",
 	} {
-		b.Progress("building %s %s (the first one takes minutes)", name, KubernetesVersion)
-		if err := b.compile(ctx, b.Source, filepath.Join(dir, name), "k8s.io/kubernetes/cmd/"+name, flags()); err != nil {
-			return err
-		}
+		packages = append(packages, "k8s.io/kubernetes/cmd/"+name)
 	}
-	b.Progress("building etcd")
-	return b.compile(ctx, b.Source, filepath.Join(dir, "etcd"), "./etcd", "-s -w")
+	return b.compile(ctx, b.Source, dir+"/", flags(), packages...)
 }
 
 func (b Builder) buildImages(ctx context.Context, dir string) error {
@@ -170,7 +168,7 @@ func (b Builder) buildImages(ctx context.Context, dir string) error {
 	} {
 		b.Progress("building the image of %s", p.name)
 		binary := filepath.Join(dir, p.name)
-		if err := b.compile(ctx, p.source, binary, ".", "-s -w"); err != nil {
+		if err := b.compile(ctx, p.source, binary, "-s -w", "."); err != nil {
 			return err
 		}
 		err := run(ctx, filepath.Join(b.Source, "..", "images"),
@@ -185,8 +183,9 @@ func (b Builder) buildImages(ctx context.Context, dir string) error {
 	return nil
 }
 
-func (b Builder) compile(ctx context.Context, dir, out, pkg, ldflags string) error {
-	return run(ctx, dir, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", out, pkg)
+func (b Builder) compile(ctx context.Context, dir, out, ldflags string, packages ...string) error {
+	args := []string{"go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", out}
+	return run(ctx, dir, append(args, packages...)...)
 }
 
 func run(ctx context.Context, dir string, args ...string) error {

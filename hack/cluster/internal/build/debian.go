@@ -54,7 +54,7 @@ func InstallPackages(ctx context.Context, progress func(format string, args ...a
 	if len(missingPackages(has)) == 0 {
 		return nil
 	}
-	unlock, err := host.Lock("/run/lock", "podseal-cluster-apt.lock")
+	unlock, err := host.Lock(ctx, "/run/lock", "podseal-cluster-apt.lock")
 	if err != nil {
 		return err
 	}

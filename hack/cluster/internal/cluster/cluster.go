@@ -78,16 +78,16 @@ func (c *Cluster) record(spec plan.Spec) error {
 	return pki.WriteFile(c.specFile(), append(content, '\n'), 0o600)
 }
 
-func (c *Cluster) lock() (unlock func(), err error) {
+func (c *Cluster) lock(ctx context.Context) (unlock func(), err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("not root: the cluster needs network namespaces, mounts and cgroups")
 	}
-	return host.Lock(lockDir, "podseal-cluster-"+c.name+".lock")
+	return host.Lock(ctx, lockDir, "podseal-cluster-"+c.name+".lock")
 }
 
-// Down removes everything of the cluster and reports whether there was anything.
+// Down removes everything of the cluster; it is well when there is nothing.
 func (c *Cluster) Down(ctx context.Context) error {
-	unlock, err := c.lock()
+	unlock, err := c.lock(ctx)
 	if err != nil {
 		return err
 	}

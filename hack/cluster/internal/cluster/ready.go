@@ -27,21 +27,25 @@ func (c *Cluster) waitReady(ctx context.Context, spec plan.Spec) error {
 	}{
 		{"daemons running", c.daemonsRun},
 		{"apiserver ready", c.apiReady},
-		{"cluster objects applied", c.applyObjects},
+		{"cluster objects accepted", c.applyObjects},
 		{"nodes ready", c.nodesReady},
 		{"name server available", c.dnsReady},
 	}
 	for _, s := range steps {
 		waited := false
+		last := errors.New("not tried")
 		for {
 			err := s.step(ctx, spec)
 			if err == nil {
 				break
 			}
+			if ctx.Err() == nil {
+				last = err
+			}
 			waited = true
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("wait for %s: %w (last: %w)", s.name, context.Cause(ctx), err)
+				return fmt.Errorf("wait for %s: %w (last: %w)", s.name, context.Cause(ctx), last)
 			case <-time.After(pollInterval):
 			}
 		}
@@ -54,7 +58,6 @@ func (c *Cluster) waitReady(ctx context.Context, spec plan.Spec) error {
 
 func (c *Cluster) daemonsRun(_ context.Context, spec plan.Spec) error {
 	for _, n := range spec.AllNodes() {
-		// A parent that has ended starts nothing any more.
 		for _, d := range daemonStates(n) {
 			if !d.Running {
 				return fmt.Errorf("%s does not run on %s; see %s", d.Name, n.Name(), d.Log)

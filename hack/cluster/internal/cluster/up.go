@@ -31,7 +31,7 @@ const upLimit = 3 * time.Minute
 // Up makes the cluster, or what is missing of it, and returns when all its nodes
 // and the name server are ready.
 func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
-	unlock, err := c.lock()
+	unlock, err := c.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -106,6 +106,11 @@ func isDir(path string) bool {
 // applyBridge makes the network that joins the nodes. Nodes of a network that is
 // gone are cut off, so they are removed with it.
 func (c *Cluster) applyBridge(ctx context.Context, spec plan.Spec) error {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		if err := host.Command(ctx, "modprobe", "br_netfilter"); err != nil {
+			return fmt.Errorf("load the kernel's bridge filter, which Services need: %w", err)
+		}
+	}
 	namespace := plan.NetNamespace(c.name)
 	if host.HasNamespace(namespace) {
 		if host.Command(ctx, host.Inside(namespace, "ip", "-6", "addr", "show", "dev", "br0", "to", plan.BridgeIP6)...) == nil {
