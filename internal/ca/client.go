@@ -217,16 +217,17 @@ func quick(err error) bool {
 }
 
 func (c *Client) failed(current *identity.Credential, err error, pause time.Duration, now time.Time) {
-	attrs := []slog.Attr{slog.String("error", err.Error()), slog.Duration("retry_in", pause)}
-	level, message := slog.LevelWarn, "no certificate yet"
-	if current != nil {
-		attrs = append(attrs, slog.Time("not_after", current.Leaf.NotAfter))
-		if message = "certificate not renewed"; now.After(current.Leaf.NotAfter) {
-			level, message = slog.LevelError, "certificate expired and not renewed"
-		}
+	cause, retry := slog.String("error", err.Error()), slog.Duration("retry_in", pause)
+	if current == nil {
+		c.cfg.Log.Warn("no certificate yet", cause, retry)
+		return
 	}
-	//nolint:sloglint // one of three constant messages
-	c.cfg.Log.LogAttrs(context.Background(), level, message, attrs...)
+	end := slog.Time("not_after", current.Leaf.NotAfter)
+	if now.After(current.Leaf.NotAfter) {
+		c.cfg.Log.Error("certificate expired and not renewed", cause, retry, end)
+		return
+	}
+	c.cfg.Log.Warn("certificate not renewed", cause, retry, end)
 }
 
 // waitUntil waits for a moment of the wall clock and reports whether the

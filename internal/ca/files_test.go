@@ -46,7 +46,7 @@ func TestParseIssuerKeys(t *testing.T) {
 	params := []byte("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n")
 	inter := intermediateFiles(t, newIssuer(t))
 	withParams := inter
-	withParams.Key = append(params, inter.Key...)
+	withParams.Key = slices.Concat(params, inter.Key)
 	for name, f := range map[string]Files{
 		"PKCS#1":                 {Cert: root(rsaKey), Key: keyPEM(t, "RSA PRIVATE KEY", rsaKey)},
 		"PKCS#8 RSA":             {Cert: root(rsaKey), Key: keyPEM(t, "PRIVATE KEY", rsaKey)},

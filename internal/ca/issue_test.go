@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,7 +201,7 @@ func TestSignKeys(t *testing.T) {
 func TestSignRefusesBadRequests(t *testing.T) {
 	i, good := newIssuer(t), newCSR(t)
 	block, _ := pem.Decode(good)
-	forged := append([]byte(nil), block.Bytes...)
+	forged := bytes.Clone(block.Bytes)
 	forged[len(forged)-1] ^= 1
 	for name, csr := range map[string]string{
 		"empty":           "",
@@ -394,7 +396,7 @@ func intermediateFiles(t testing.TB, root *Issuer) Files {
 	return Files{
 		Cert:  cert,
 		Key:   pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
-		Chain: append(append([]byte(nil), cert...), rootPEM...),
+		Chain: slices.Concat(cert, rootPEM),
 		Root:  rootPEM,
 	}
 }
