@@ -1,0 +1,270 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"podseal.io/podseal/internal/wire"
+)
+
+const (
+	// httpHeadTimeout is how long the head of a request may take once it has begun.
+	httpHeadTimeout = 30 * time.Second
+	// httpLinger is how long a connection that is to be closed waits for the client
+	// to finish what it is sending: closing at once would destroy the response.
+	httpLinger = time.Second
+)
+
+// errHTTPApp says that the application could not be reached for the last request.
+var errHTTPApp = errors.New("the application can't be reached")
+
+// httpRelay serves HTTP/1 on one inbound connection and passes its requests to
+// the application, one after the other, over one connection that is kept and
+// made anew when needed. Heads are parsed and rewritten as Envoy does (contract
+// 2.37-2.58); bodies pass as bytes.
+//
+// Two goroutines serve a connection. serve reads from the client and writes to
+// the application, respond the reverse; exactly one exchange is between them, and
+// it passes from one to the other through the channels begin and done. While the
+// application works, serve goes on reading, so that a client that hangs up is
+// noticed and its end of stream passed on.
+//
+// Fields are set by the caller and not changed afterwards; so that nothing is
+// kept for longer than the connection, there is no global state.
+type httpRelay struct {
+	Client stream
+	First  []byte                                    // what was already read from Client
+	App    stream                                    // already connected, or nil
+	Dial   func(ctx context.Context) (stream, error) // connects to the application
+
+	PeerURI      string // spiffe:// of the client; "" when it came without a certificate
+	PeerCertHash string // hex SHA-256 of its certificate
+	OwnURI       string // spiffe:// of this workload
+	Decorator    string // "<service FQDN>:<port>/*", or ":0/*" without service
+	HTTP10       bool   // serve HTTP/1.0 (contract 2.55)
+
+	IdleTimeout    time.Duration     // between requests; 0 means none
+	Buffers        *httpBuffers      // shared by connections
+	Rand           io.Reader         // for request ids; nil means crypto/rand
+	Now            func() time.Time  // nil means time.Now
+	OnRequest      func(RequestInfo) // called after each response, never twice at a time; or nil
+	Draining       func() bool       // this proxy is shutting down; or nil
+	Received, Sent *atomic.Int64     // bytes from and to the client, counted as they pass; or nil
+
+	in, out  httpBuffer // from the client, from the application
+	req      wire.RequestHead
+	resp     wire.ResponseHead
+	ex       httpExchange
+	id       [16]byte
+	response []byte // scratch for what goes to the client
+	begin    chan struct{}
+	done     chan struct{}
+	source   io.Reader // First, then Client
+	appErr   error     // of the last attempt to reach the application
+
+	fromApp, toApp atomic.Int64 // bytes
+
+	mu       sync.Mutex
+	app      stream // nil when not connected
+	answered bool   // the exchange that began last has its response
+	aborted  bool
+}
+
+// RequestInfo is one request and how it was answered.
+type RequestInfo struct {
+	Method        string
+	Status        int    // 0 when the client was gone before an answer
+	Flags         string // Envoy's response flag (contract 7.5): "-" UF UC UPE DPE DC
+	RequestBytes  int64  // head and body
+	ResponseBytes int64
+	Duration      time.Duration
+}
+
+// httpExchange is one request with its response. Its owner is serve until begin
+// and after done, and respond in between.
+type httpExchange struct {
+	method    string
+	minor     int  // of the request's HTTP/1.Minor
+	keep      bool // the client's connection may be used again
+	keepApp   bool // the application's may
+	tunnel    bool // HTTP has ended, bytes follow
+	early     bool // the answer came before the request had been sent
+	upgrade   bool // the client asked for another protocol
+	decorated bool
+	reused    bool   // the application's connection was not made for this request
+	replay    bool   // the request may be sent a second time
+	head      []byte // as sent to the application, with what was there of the body
+	started   time.Time
+	sent      time.Time
+	received  int64 // bytes of the request
+
+	bodySent atomic.Bool
+	fault    atomic.Int32 // an httpFault of the request while respond owns the exchange
+}
+
+type httpFault int32
+
+const (
+	faultNone       httpFault = iota
+	faultClientGone           // the client's connection failed
+	faultBadBody              // the request's body is no HTTP
+)
+
+// serve serves the connection until it ends or the context does, and closes
+// both sides. It returns how many bytes came from the client and went to it, and
+// why it ended if not in an orderly way: wire.ErrMalformed or wire.ErrTooLarge
+// for a request that was refused, errHTTPApp, or the error of the client's socket.
+// How each request fared is in RequestInfo.
+func (h *httpRelay) serve(ctx context.Context) (received, sent int64, err error) {
+	h.prepare()
+	stop := context.AfterFunc(ctx, h.abort)
+	defer stop()
+	var responder sync.WaitGroup
+	responder.Go(func() {
+		for range h.begin {
+			h.respond(ctx)
+		}
+	})
+	err = h.requests(ctx)
+	close(h.begin)
+	responder.Wait()
+	h.dropApp()
+	_ = h.Client.Close()
+	if err == nil {
+		err = h.appErr
+	}
+	h.in.release()
+	h.out.release()
+	return h.Received.Load(), h.Sent.Load(), err
+}
+
+func (h *httpRelay) prepare() {
+	if h.Buffers == nil {
+		h.Buffers = &httpBuffers{}
+	}
+	if h.Rand == nil {
+		h.Rand = rand.Reader
+	}
+	if h.Now == nil {
+		h.Now = time.Now
+	}
+	if h.Received == nil {
+		h.Received = &atomic.Int64{}
+	}
+	if h.Sent == nil {
+		h.Sent = &atomic.Int64{}
+	}
+	h.app = h.App
+	h.source = &firstReader{h.First, h.Client}
+	h.answered = true
+	h.in.pools, h.out.pools = h.Buffers, h.Buffers
+	h.begin, h.done = make(chan struct{}, 1), make(chan struct{}, 1)
+}
+
+// requests serves one request after the other.
+func (h *httpRelay) requests(ctx context.Context) error {
+	h.setIdle()
+	for {
+		size, err := h.nextHead()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return h.refuse(err)
+		}
+		next, err := h.exchange(ctx, size)
+		if err != nil || !next {
+			return err
+		}
+	}
+}
+
+// abort closes both sides at once: each sees RST. It may be called at any time.
+func (h *httpRelay) abort() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.aborted = true
+	resetStream(h.Client)
+	if h.app != nil {
+		resetStream(h.app)
+	}
+}
+
+func resetStream(s stream) {
+	switch s := s.(type) {
+	case *net.TCPConn:
+		reset(s)
+	case interface{ Reset() }:
+		s.Reset()
+	default:
+		_ = s.Close()
+	}
+}
+
+// connect dials the application. Callers own the exchange.
+func (h *httpRelay) connect(ctx context.Context) error {
+	h.mu.Lock()
+	aborted := h.aborted
+	h.mu.Unlock()
+	if aborted {
+		return net.ErrClosed
+	}
+	app, err := h.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.aborted {
+		_ = app.Close()
+		return net.ErrClosed
+	}
+	h.app = app
+	return nil
+}
+
+// dropApp closes the connection to the application, if there is one.
+func (h *httpRelay) dropApp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.app != nil {
+		_ = h.app.Close()
+		h.app = nil
+	}
+}
+
+// closeApp wakes whoever waits for the application, which sees an early end.
+func (h *httpRelay) closeApp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.app != nil {
+		_ = h.app.Close()
+	}
+}
+
+// setIdle bounds the wait for the next request.
+func (h *httpRelay) setIdle() {
+	var end time.Time
+	if h.IdleTimeout > 0 {
+		end = h.Now().Add(h.IdleTimeout)
+	}
+	_ = h.Client.SetReadDeadline(end) // a closed socket fails at the read
+}
+
+func (h *httpRelay) draining() bool { return h.Draining != nil && h.Draining() }
+
+func (h *httpRelay) report(ex *httpExchange, status int, flags string, responseBytes int64) {
+	if h.OnRequest == nil {
+		return
+	}
+	h.OnRequest(RequestInfo{
+		Method: ex.method, Status: status, Flags: flags, RequestBytes: ex.received,
+		ResponseBytes: responseBytes, Duration: h.Now().Sub(ex.started),
+	})
+}

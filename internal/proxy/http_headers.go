@@ -1,0 +1,278 @@
+package proxy
+
+import (
+	"encoding/hex"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"podseal.io/podseal/internal/wire"
+)
+
+const (
+	serverField = "server: istio-envoy\r\n"
+	httpDate    = "Mon, 02 Jan 2006 15:04:05 GMT"
+)
+
+// appendLower appends a field name as it stands on the wire: in lower case
+// (contract 2.51).
+func appendLower(b, name []byte) []byte {
+	for _, c := range name {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		b = append(b, c)
+	}
+	return b
+}
+
+// requestFields is what appendRequest has seen among a request's fields.
+type requestFields struct {
+	length, host, requestID, proto, decorated bool
+	xfcc                                      []byte
+}
+
+// appendRequest appends the head as the application gets it, and reports
+// whether the request came with x-envoy-decorator-operation.
+func (h *httpRelay) appendRequest(b []byte, r *wire.RequestHead) (head []byte, decorated bool, err error) {
+	b = append(append(b, r.Method...), ' ')
+	b = append(append(b, r.Path...), " HTTP/1."...)
+	b = append(strconv.AppendInt(b, int64(r.Minor), 10), "\r\n"...)
+	var seen requestFields
+	upgrade := upgradeOf(r)
+	for _, f := range r.Fields {
+		b = h.appendRequestField(b, f, r, upgrade != nil, &seen)
+	}
+	if !seen.host && len(r.Host) > 0 {
+		b = append(append(append(b, "host: "...), r.Host...), "\r\n"...)
+	}
+	if !seen.proto {
+		b = append(b, "x-forwarded-proto: http\r\n"...) // contract 2.44
+	}
+	if !seen.requestID {
+		if b, err = h.appendRequestID(b); err != nil {
+			return nil, false, err
+		}
+	}
+	if h.PeerURI != "" {
+		b = h.appendXFCC(b, seen.xfcc)
+	}
+	if upgrade != nil {
+		b = append(append(append(b, "connection: upgrade\r\nupgrade: "...), upgrade...), "\r\n"...)
+	}
+	return append(b, "\r\n"...), seen.decorated, nil
+}
+
+// upgradeOf is the protocol that the client asks to change to, if the
+// application is to hear of it. An offer of h2c is dropped: what followed could
+// not be read (contract 2.51).
+func upgradeOf(r *wire.RequestHead) []byte {
+	if (wire.Field{Name: r.Upgrade}).Is("h2c") {
+		return nil
+	}
+	return r.Upgrade
+}
+
+func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHead, upgrading bool, seen *requestFields) []byte {
+	start := len(b)
+	b = appendLower(b, f.Name)
+	value := f.Value
+	drop := false
+	switch string(b[start:]) {
+	case "host":
+		seen.host = true
+		if string(r.Method) != "CONNECT" {
+			value = r.Host
+		}
+	case "content-length": // equal ones are allowed to come twice, and are sent once
+		drop, seen.length = seen.length, true
+	case "x-request-id":
+		seen.requestID = true
+	case "x-forwarded-proto":
+		seen.proto = true
+	case "x-forwarded-client-cert": // contract 2.46, 2.47
+		drop = true
+		if h.PeerURI != "" && len(value) > 0 {
+			if len(seen.xfcc) > 0 {
+				seen.xfcc = append(seen.xfcc, ',')
+			}
+			seen.xfcc = append(seen.xfcc, value...)
+		}
+	case "x-envoy-decorator-operation": // contract 2.40
+		drop, seen.decorated = true, true
+	case "te":
+		drop = !(wire.Field{Name: value}).Is("trailers")
+	case "http2-settings":
+		drop = !upgrading
+	case "connection", "keep-alive", "proxy-connection", "upgrade", // contract 2.51
+		"x-envoy-peer-metadata", "x-envoy-peer-metadata-id", // contract 2.41
+		// What only a proxy may say (contract 2.52).
+		"x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-retriable-status-codes", "x-envoy-retriable-header-names",
+		"x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms", "x-envoy-upstream-rq-timeout-alt-response",
+		"x-envoy-upstream-alt-stat-name", "x-envoy-expected-rq-timeout-ms", "x-envoy-hedge-on-per-try-timeout",
+		"x-envoy-force-trace", "x-envoy-internal", "x-envoy-ip-tags", "x-envoy-original-path", "x-envoy-original-url",
+		"x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node":
+		drop = true
+	}
+	if drop {
+		return b[:start]
+	}
+	return append(append(append(b, ": "...), value...), "\r\n"...)
+}
+
+// appendXFCC appends what this proxy knows of its peer to what the client sent
+// (contract 2.46). Only the last element is ours.
+func (h *httpRelay) appendXFCC(b, sent []byte) []byte {
+	b = append(b, "x-forwarded-client-cert: "...)
+	if len(sent) > 0 {
+		b = append(append(b, sent...), ',')
+	}
+	b = append(append(b, "By="...), h.OwnURI...)
+	b = append(append(b, ";Hash="...), h.PeerCertHash...)
+	b = append(append(b, `;Subject="";URI=`...), h.PeerURI...)
+	return append(b, "\r\n"...)
+}
+
+// appendRequestID appends a random UUID, version 4 (contract 2.43, RFC 9562).
+func (h *httpRelay) appendRequestID(b []byte) ([]byte, error) {
+	id := &h.id
+	if _, err := io.ReadFull(h.Rand, id[:]); err != nil {
+		return nil, fmt.Errorf("make request id: %w", err)
+	}
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	b = append(b, "x-request-id: "...)
+	for i, part := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, part)
+	}
+	return append(b, "\r\n"...), nil
+}
+
+// appendInterim appends a 1xx head as the client gets it (contract 2.58).
+func appendInterim(b []byte, r *wire.ResponseHead) []byte {
+	b = appendStatusLine(b, 1, r)
+	for _, f := range r.Fields {
+		b, _ = appendResponseField(b, f, r, &responseFields{})
+	}
+	return append(b, "\r\n"...)
+}
+
+func appendStatusLine(b []byte, minor int, r *wire.ResponseHead) []byte {
+	b = append(b, "HTTP/1."...)
+	b = append(strconv.AppendInt(b, int64(minor), 10), ' ')
+	b = append(strconv.AppendInt(b, int64(r.Status), 10), ' ')
+	return append(append(b, r.Reason...), "\r\n"...)
+}
+
+// responseFields is what appendResponse has seen among a response's fields.
+type responseFields struct{ server, date, length bool }
+
+// appendResponse appends a final head as the client gets it, in Envoy's order:
+// the application's fields in theirs, `server` in its place (contract 2.37), then
+// x-envoy-upstream-service-time (contract 2.39), connection, and for a peer that
+// isn't a proxy x-envoy-decorator-operation (contract 2.40).
+func (h *httpRelay) appendResponse(b []byte, r *wire.ResponseHead, ex *httpExchange, now time.Time) []byte {
+	b = appendStatusLine(b, ex.minor, r)
+	var seen responseFields
+	for _, f := range r.Fields {
+		var server bool
+		if b, server = appendResponseField(b, f, r, &seen); server && !seen.server {
+			seen.server = true
+			b = append(b, serverField...)
+		}
+	}
+	b = appendServiceTime(b, now.Sub(ex.sent))
+	if !seen.date {
+		b = appendDate(b, now)
+	}
+	if !seen.server {
+		b = append(b, serverField...)
+	}
+	switch {
+	case r.Status == 101:
+		b = append(append(append(b, "connection: upgrade\r\nupgrade: "...), r.Upgrade...), "\r\n"...)
+	case !ex.keep && !ex.tunnel:
+		b = append(b, "connection: close\r\n"...)
+	}
+	return append(h.appendDecorator(b, ex), "\r\n"...)
+}
+
+// appendResponseField appends one field, or nothing if the client is not to see
+// it. It reports whether it is the application's `server`.
+func appendResponseField(b []byte, f wire.Field, r *wire.ResponseHead, seen *responseFields) (out []byte, server bool) {
+	start := len(b)
+	b = appendLower(b, f.Name)
+	switch string(b[start:]) {
+	case "server":
+		return b[:start], true
+	case "date":
+		seen.date = true
+	case "content-length":
+		if seen.length || unframed(r) {
+			return b[:start], false
+		}
+		seen.length = true
+	case "transfer-encoding":
+		if unframed(r) {
+			return b[:start], false
+		}
+	case "connection", "keep-alive", "proxy-connection", "upgrade", "x-envoy-upstream-service-time", "x-envoy-decorator-operation":
+		return b[:start], false
+	}
+	return append(append(append(b, ": "...), f.Value...), "\r\n"...), false
+}
+
+// unframed reports whether a response must not say how long it is (RFC 9110 8.6).
+func unframed(r *wire.ResponseHead) bool {
+	return r.Status < 200 || r.Status == 204 || r.Body.Kind == wire.TunnelBody
+}
+
+func appendServiceTime(b []byte, took time.Duration) []byte {
+	b = append(b, "x-envoy-upstream-service-time: "...)
+	return append(strconv.AppendInt(b, max(0, took.Milliseconds()), 10), "\r\n"...)
+}
+
+func appendDate(b []byte, now time.Time) []byte {
+	b = append(b, "date: "...)
+	return append(now.UTC().AppendFormat(b, httpDate), "\r\n"...)
+}
+
+func (h *httpRelay) appendDecorator(b []byte, ex *httpExchange) []byte {
+	if h.PeerURI != "" || ex.decorated || h.Decorator == "" {
+		return b
+	}
+	return append(append(append(b, "x-envoy-decorator-operation: "...), h.Decorator...), "\r\n"...)
+}
+
+// appendLocal appends a response that this proxy makes itself. to is the method
+// of the request that is answered; upstream says that the application failed.
+func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, status int, reason, body string, upstream bool, now time.Time) []byte {
+	b = append(b, "HTTP/1."...)
+	b = append(strconv.AppendInt(b, int64(ex.minor), 10), ' ')
+	b = append(strconv.AppendInt(b, int64(status), 10), ' ')
+	b = append(append(b, reason...), "\r\ncontent-length: "...)
+	b = append(strconv.AppendInt(b, int64(len(body)), 10), "\r\n"...)
+	if body != "" {
+		b = append(b, "content-type: text/plain\r\n"...)
+	}
+	b = appendDate(b, now)
+	b = append(b, serverField...)
+	if upstream {
+		b = appendServiceTime(b, now.Sub(ex.sent))
+	}
+	if !ex.keep {
+		b = append(b, "connection: close\r\n"...)
+	}
+	if upstream {
+		b = h.appendDecorator(b, ex)
+	}
+	b = append(b, "\r\n"...)
+	if ex.method != "HEAD" {
+		b = append(b, body...)
+	}
+	return b
+}

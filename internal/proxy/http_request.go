@@ -1,0 +1,354 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"podseal.io/podseal/internal/wire"
+)
+
+// firstReader gives back what was read before, then goes on with the connection.
+type firstReader struct {
+	first []byte
+	rest  io.Reader
+}
+
+func (r *firstReader) Read(b []byte) (int, error) {
+	if len(r.first) == 0 {
+		return r.rest.Read(b)
+	}
+	n := copy(b, r.first)
+	r.first = r.first[n:]
+	return n, nil
+}
+
+// nextHead waits for the next request, parses its head into h.req and returns
+// its length. io.EOF means that no request comes any more.
+func (h *httpRelay) nextHead() (int, error) {
+	h.in.shrink()
+	begun := false
+	fresh := h.in.bytes()
+	for {
+		// Only a line end can complete a head: without one nothing is parsed again.
+		if b := h.skipEmptyLine(); len(b) > 0 && (!begun || len(b) >= wire.MaxHead || bytes.IndexByte(fresh, '\n') >= 0) {
+			n, err := wire.ParseRequestHead(&h.req, b)
+			if err == nil || !errors.Is(err, wire.ErrShort) {
+				return n, err
+			}
+			if !begun {
+				begun = true
+				_ = h.Client.SetReadDeadline(h.Now().Add(httpHeadTimeout)) // a closed socket fails at the read
+			}
+		}
+		var err error
+		if fresh, err = h.in.fill(h.source, h.Received); err != nil {
+			if !begun && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)) {
+				return 0, io.EOF
+			}
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return 0, fmt.Errorf("read request: %w", err)
+		}
+	}
+}
+
+// skipEmptyLine passes over an empty line before a request, which some clients
+// send after a body (RFC 9112 2.2). A CR that may begin one is waited on.
+func (h *httpRelay) skipEmptyLine() []byte {
+	b := h.in.bytes()
+	switch {
+	case bytes.HasPrefix(b, []byte("\r\n")):
+		h.in.take(2)
+	case string(b) == "\r":
+		return nil
+	}
+	return h.in.bytes()
+}
+
+// exchange passes the request in h.req, whose head is size bytes long, to the
+// application and waits until it is answered. It reports whether the connection
+// goes on.
+func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err error) {
+	ex, r := &h.ex, &h.req
+	h.reset(ex, r)
+	if r.Minor == 0 && !h.HTTP10 {
+		ex.minor, ex.keep = 1, false
+		h.answer(426, "Upgrade Required", "", "DPE", false) // contract 2.55
+		h.linger()
+		return false, nil
+	}
+	var head []byte
+	if head, ex.decorated, err = h.appendRequest(ex.head[:0], r); err != nil {
+		return false, err
+	}
+	body := newHTTPBody(r.Body)
+	ex.replay = body.done() && safeMethod(ex.method)
+	h.in.take(size)
+	there := h.in.bytes()
+	there = there[:min(len(there), httpCoalesce)]
+	n, err := body.advance(there)
+	if err != nil {
+		return false, h.refuse(err)
+	}
+	ex.head = append(head, there[:n]...)
+	h.in.take(n)
+	ex.received = int64(size + n)
+
+	failed, err := h.forward(ctx)
+	h.appErr = nil
+	if err != nil {
+		h.appErr = fmt.Errorf("%w: %w", errHTTPApp, err)
+		ex.keep = ex.keep && body.done()
+		if next = h.answer(503, "Service Unavailable", upstreamError+"remote connection failure", "UF", true); !next { // contract 2.34
+			h.linger()
+		}
+		return next, nil
+	}
+	h.start(body.done())
+	if !body.done() {
+		if whole, err := h.sendBody(&body, failed); !whole {
+			return false, err
+		}
+	}
+	return h.await()
+}
+
+// reset makes ex that of a new request.
+func (h *httpRelay) reset(ex *httpExchange, r *wire.RequestHead) {
+	head := ex.head
+	if cap(head) > httpSmall {
+		head = nil
+	}
+	ex.bodySent.Store(false)
+	ex.fault.Store(0)
+	ex.method, ex.minor, ex.head = methodName(r.Method), r.Minor, head[:0]
+	ex.keep, ex.keepApp, ex.tunnel, ex.early = !r.Close && r.Minor == 1, false, false, false
+	ex.upgrade, ex.decorated, ex.reused, ex.replay = upgradeOf(r) != nil, false, false, false
+	ex.started = h.Now()
+	ex.sent, ex.received = ex.started, 0
+}
+
+// methodName is the method as a string, without allocation for the usual ones.
+func methodName(b []byte) string {
+	for _, m := range [...]string{"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT"} {
+		if string(b) == m {
+			return m
+		}
+	}
+	return string(b)
+}
+
+// safeMethod reports whether doing a request twice does no more than once (RFC 9110 9.2.1).
+func safeMethod(m string) bool { return m == "GET" || m == "HEAD" || m == "OPTIONS" }
+
+// start hands the exchange to respond.
+func (h *httpRelay) start(bodySent bool) {
+	h.ex.bodySent.Store(bodySent)
+	h.mu.Lock()
+	h.answered = false
+	if !bodySent {
+		_ = h.Client.SetReadDeadline(time.Time{}) // a body may pause (contract 2.56)
+	}
+	h.mu.Unlock()
+	h.begin <- struct{}{}
+}
+
+// forward sends ex.head to the application. failed says that it took not all of
+// it: there may be an answer nevertheless. An error means that the application
+// can't be reached.
+func (h *httpRelay) forward(ctx context.Context) (failed bool, err error) {
+	ex := &h.ex
+	if ex.reused = h.app != nil; ex.reused && !alive(h.app) {
+		h.dropApp() // it closed its end between requests
+		ex.reused = false
+	}
+	if h.app == nil {
+		if err := h.connect(ctx); err != nil {
+			return false, err
+		}
+	}
+	ex.sent = h.Now()
+	_, err = h.app.Write(ex.head)
+	if err != nil && ex.reused && ex.replay {
+		return false, h.resend(ctx)
+	}
+	return err != nil, nil
+}
+
+// resend sends the request on a new connection, once.
+func (h *httpRelay) resend(ctx context.Context) error {
+	h.ex.reused, h.ex.replay = false, false
+	h.dropApp()
+	if err := h.connect(ctx); err != nil {
+		return err
+	}
+	h.ex.sent = h.Now()
+	if _, err := h.app.Write(h.ex.head); err != nil {
+		return fmt.Errorf("send request again: %w", err)
+	}
+	return nil
+}
+
+// alive reports whether an idle connection to the application can still be
+// used: it has not been closed, and nothing unasked has come on it.
+func alive(app stream) bool {
+	sc, ok := app.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = errors.Is(err, syscall.EAGAIN)
+		return true
+	})
+	return err == nil && quiet
+}
+
+// sendBody passes the rest of the request's body on and reports whether it did
+// to the end; if not, the exchange is over. An application that takes no more of
+// it may still answer: the rest is then read and thrown away.
+func (h *httpRelay) sendBody(body *httpBody, failed bool) (whole bool, err error) {
+	c := httpCopy{src: h.source, dst: h.app, buffer: &h.in, body: body, received: h.Received, sent: &h.toApp, discard: failed}
+	before := h.toApp.Load()
+	if err = c.run(); errors.Is(err, errHTTPSink) {
+		c.discard = true
+		err = c.run()
+	}
+	h.ex.received += h.toApp.Load() - before
+	if err == nil {
+		h.ex.bodySent.Store(true)
+		return true, nil
+	}
+	fault := faultClientGone
+	if errors.Is(err, wire.ErrMalformed) || errors.Is(err, wire.ErrTooLarge) {
+		fault = faultBadBody
+	}
+	h.mu.Lock()
+	answered := h.answered
+	h.mu.Unlock()
+	if answered { // the client had its time to finish
+		<-h.done
+		return false, nil
+	}
+	h.ex.fault.Store(int32(fault))
+	h.closeApp() // which sees that the body is not whole, and wakes respond
+	if fault == faultClientGone {
+		h.abort()
+	}
+	<-h.done
+	if fault == faultBadBody {
+		h.linger()
+	}
+	return false, fmt.Errorf("request body: %w", err)
+}
+
+// await waits for the response. Meanwhile it reads from the client: the next
+// request is kept until its turn, an end of stream is passed on to the
+// application, which may answer nevertheless, and an error ends the exchange.
+func (h *httpRelay) await() (next bool, err error) {
+	ended := false
+	for !ended && h.in.empty() {
+		_, err := h.in.fill(h.source, h.Received)
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if h.isAnswered() {
+				ended = true
+			}
+		case errors.Is(err, io.EOF):
+			ended = true
+			h.endRequests()
+		default:
+			if !h.isAnswered() {
+				h.ex.fault.Store(int32(faultClientGone))
+				h.abort()
+			}
+			<-h.done
+			return false, fmt.Errorf("read from the client: %w", err)
+		}
+	}
+	<-h.done
+	switch {
+	case h.ex.tunnel:
+		return false, h.tunnel(ended)
+	case ended:
+		return false, nil
+	case !h.ex.keep:
+		h.linger()
+		return false, nil
+	case !h.ex.keepApp:
+		h.dropApp()
+	}
+	if h.ex.early {
+		h.setIdle()
+		if h.app != nil {
+			_ = h.app.SetWriteDeadline(time.Time{}) // a closed socket fails at the write
+		}
+	}
+	return true, nil
+}
+
+// isAnswered reports whether the response is out. If it isn't, the deadline of
+// an earlier wait is taken away.
+func (h *httpRelay) isAnswered() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.answered {
+		_ = h.Client.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+	}
+	return h.answered
+}
+
+// endRequests passes the client's end of stream on while the application works
+// on the last request. Between requests there is nothing to say.
+func (h *httpRelay) endRequests() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.answered && h.app != nil {
+		_ = h.app.CloseWrite() // the application may be gone, which its answer will show
+	}
+}
+
+// tunnel passes bytes from the client on after an upgrade (contract 2.51).
+func (h *httpRelay) tunnel(ended bool) error {
+	if !ended {
+		_ = h.Client.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+		c := httpCopy{src: h.source, dst: h.app, buffer: &h.in, body: &httpBody{kind: wire.TunnelBody}, received: h.Received, sent: &h.toApp}
+		if err := c.run(); err != nil {
+			h.abort() // which ends the other direction too
+			return fmt.Errorf("tunnel: %w", err)
+		}
+	}
+	if err := h.app.CloseWrite(); err != nil && !isGone(err) {
+		h.abort()
+		return fmt.Errorf("end tunnel: %w", err)
+	}
+	return nil
+}
+
+// linger lets the client read the response before the connection is closed: it
+// ends our direction, and throws away what the client still sends for a while.
+func (h *httpRelay) linger() {
+	if h.Client.CloseWrite() != nil || h.Client.SetReadDeadline(h.Now().Add(httpLinger)) != nil {
+		return
+	}
+	for {
+		h.in.take(len(h.in.bytes()))
+		if _, err := h.in.fill(h.source, h.Received); err != nil {
+			return
+		}
+	}
+}
