@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 
@@ -24,9 +23,9 @@ func newManagerCommand(s streams, k *kube) *cobra.Command {
 		Args:   noArgs,
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := managerLog(s.err, level, format)
+			log, err := newLogger(s.err, level, format)
 			if err != nil {
-				return err
+				return usageError{err}
 			}
 			chartValues, err := decodeValues(values)
 			if err != nil {
@@ -52,19 +51,4 @@ func newManagerCommand(s streams, k *kube) *cobra.Command {
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	return cmd
-}
-
-func managerLog(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, usageError{fmt.Errorf("--log-level %q: write debug, info, warn or error", level)}
-	}
-	if err := oneOf("log-format", format, "text", "json"); err != nil {
-		return nil, err
-	}
-	opts := &slog.HandlerOptions{Level: l}
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts)), nil
-	}
-	return slog.New(slog.NewTextHandler(w, opts)), nil
 }

@@ -1,7 +1,9 @@
 package install
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -181,7 +183,7 @@ func (c *Checker) available(ctx context.Context, namespace, name, hintIfAbsent s
 	return nil
 }
 
-func (c *Checker) settingsInForce(ctx context.Context) *finding {
+func (c *Checker) enabled(ctx context.Context) *finding {
 	mc, err := c.ModuleConfig(ctx)
 	if err != nil {
 		return cannotLook(err)
@@ -192,6 +194,14 @@ func (c *Checker) settingsInForce(ctx context.Context) *finding {
 		return failed(hint, "there is no ModuleConfig istio: the mesh is off")
 	case mc.Spec.Enabled == nil || !*mc.Spec.Enabled:
 		return failed(hint, "it is disabled: the mesh is off")
+	}
+	return nil
+}
+
+func (c *Checker) settingsInForce(ctx context.Context) *finding {
+	mc, err := c.ModuleConfig(ctx)
+	if err != nil || mc == nil {
+		return cannotLook(cmp.Or(err, errors.New("ModuleConfig istio has just gone")))
 	}
 	message := mc.Status.Message
 	elsewhere := &corev1.ConfigMap{}
@@ -206,6 +216,8 @@ func (c *Checker) settingsInForce(ctx context.Context) *finding {
 		return warned("these settings have no effect; leave them out or know that", "%s", rest)
 	case strings.HasPrefix(message, messageMaintenance):
 		return warned("remove spec.maintenance when done", "%s", message)
+	case strings.HasPrefix(message, messageWaiting):
+		return failed("wait, or see below what is missing; kubectl -n podseal-system logs deployment/podseal-manager", "%s", message)
 	case message == "":
 		return failed("see the manager's log: kubectl -n podseal-system logs deployment/podseal-manager", "the manager has not answered yet")
 	default:

@@ -64,7 +64,7 @@ func (c *Checker) webhooks(ctx context.Context) *finding {
 		bundles[hook.Name] = hook.ClientConfig.CABundle
 	}
 	for name, bundle := range bundles {
-		if strings.TrimSpace(string(bundle)) != strings.TrimSpace(root) {
+		if len(bundle) == 0 || strings.TrimSpace(string(bundle)) != strings.TrimSpace(root) {
 			return failed(hint, "%s: caBundle is not the mesh root", name)
 		}
 	}

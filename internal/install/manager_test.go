@@ -48,6 +48,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w := &world{t: t}
 	w.c = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithStatusSubresource(&v1alpha1.ModuleConfig{}).
+		WithReturnManagedFields().
 		WithInterceptorFuncs(interceptor.Funcs{
 			Apply: func(ctx context.Context, c client.WithWatch, obj runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
 				var meta struct {

@@ -1,0 +1,381 @@
+package install
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"podseal.io/podseal/api/deckhouse/v1alpha1"
+	"podseal.io/podseal/internal/settings"
+)
+
+var checkTime = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func rootPEM(t *testing.T, notAfter time.Time) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"cluster.local"}}, NotBefore: checkTime.Add(-time.Hour), NotAfter: notAfter, IsCA: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// healthy is all that a well cluster has.
+type healthy struct {
+	mc       *v1alpha1.ModuleConfig
+	istiod   *appsv1.Deployment
+	injector *admissionv1.MutatingWebhookConfiguration
+	root     *corev1.ConfigMap // of d8-istio
+	shopRoot *corev1.ConfigMap
+	pod      *corev1.Pod
+	late     *corev1.Pod // nil, or a pod without a proxy
+	inject   bool        // the injector works
+	server   string
+}
+
+func newHealthy(t *testing.T) *healthy {
+	t.Helper()
+	root := rootPEM(t, checkTime.Add(3650*24*time.Hour))
+	h := &healthy{mc: moduleConfig(true, 3, ""), inject: true, server: "34"}
+	h.mc.Status = v1alpha1.ModuleConfigStatus{Version: "3", Message: "Ready"}
+	h.istiod = deployment("d8-istio", "istiod")
+	h.istiod.Spec.Template.Spec.Containers = []corev1.Container{{Image: "podseal.io/podseal:v1", Args: []string{"--proxy-image=podseal.io/podseal-proxy:v1"}}}
+	h.injector = injector(t)
+	for i := range h.injector.Webhooks {
+		h.injector.Webhooks[i].ClientConfig.CABundle = []byte(root)
+	}
+	cm := func(ns string) *corev1.ConfigMap {
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: settings.RootConfigMap}, Data: map[string]string{"root-cert.pem": root}}
+	}
+	h.root, h.shopRoot = cm("d8-istio"), cm("shop")
+	h.pod = &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{statusAnnotation: "{}"}},
+		Spec:       corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-proxy", Image: "podseal.io/podseal-proxy:v1"}}},
+		Status:     corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+	return h
+}
+
+func deployment(namespace, name string) *appsv1.Deployment {
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{partOfLabel: partOf}},
+		Spec:       appsv1.DeploymentSpec{Replicas: new(int32(1)), Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{{Image: "podseal.io/podseal:v1"}}}}},
+		Status:     appsv1.DeploymentStatus{Replicas: 1, UpdatedReplicas: 1, AvailableReplicas: 1},
+	}
+}
+
+func (h *healthy) checker(t *testing.T) *Checker {
+	t.Helper()
+	scheme, err := Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := apiextensionsv1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	validator := &admissionv1.ValidatingWebhookConfiguration{}
+	convert(t, find(t, render(t, PartControlPlane), "ValidatingWebhookConfiguration", ValidatorName), validator)
+	for i := range validator.Webhooks {
+		validator.Webhooks[i].ClientConfig.CABundle = h.injector.Webhooks[0].ClientConfig.CABundle
+		validator.Webhooks[i].FailurePolicy = new(admissionv1.Fail)
+	}
+	objects := []client.Object{h.istiod, h.injector, validator, h.root, h.shopRoot, h.pod, deployment("podseal-system", "podseal-manager")}
+	if h.mc != nil {
+		objects = append(objects, h.mc)
+	}
+	if h.late != nil {
+		objects = append(objects, h.late)
+	}
+	for _, name := range []string{"d8-istio", "shop", "kube-public"} {
+		labels := map[string]string{}
+		if name == "shop" {
+			labels["istio-injection"] = "enabled"
+		}
+		objects = append(objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}})
+	}
+	for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io"} {
+		objects = append(objects, &apiextensionsv1.CustomResourceDefinition{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Status:     apiextensionsv1.CustomResourceDefinitionStatus{Conditions: []apiextensionsv1.CustomResourceDefinitionCondition{{Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionTrue}}},
+		})
+	}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithInterceptorFuncs(interceptor.Funcs{
+		Create: func(_ context.Context, _ client.WithWatch, o client.Object, _ ...client.CreateOption) error {
+			switch o := o.(type) {
+			case *corev1.Pod:
+				if !h.inject {
+					return errors.New(`Internal error occurred: failed calling webhook "object.sidecar-injector.istio.io"`)
+				}
+				o.Spec.InitContainers = []corev1.Container{{Name: "istio-proxy", Image: "x"}}
+			case *authorizationv1.SelfSubjectAccessReview:
+				o.Status.Allowed = o.Spec.ResourceAttributes.Resource != "clusterroles"
+			}
+			return nil
+		},
+	}).Build()
+	return &Checker{Client: c, Now: checkTime, ServerVersion: func(context.Context) (*version.Info, error) {
+		if h.server == "" {
+			return nil, errors.New("connection refused")
+		}
+		return &version.Info{Major: "1", Minor: h.server, GitVersion: "v1." + h.server + ".0"}, nil
+	}}
+}
+
+func TestChecks(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*healthy)
+		want  []string // "verdict: text", of all that isn't success
+	}{
+		"well": {func(*healthy) {}, nil},
+		"no API server": {
+			func(h *healthy) { h.server = "" },
+			[]string{"error: connection refused"},
+		},
+		"old Kubernetes": {
+			func(h *healthy) { h.server = "28+" },
+			[]string{"error: it is v1.28+.0"},
+		},
+		"no ModuleConfig": {
+			func(h *healthy) { h.mc = nil },
+			[]string{"error: there is no ModuleConfig istio: the mesh is off"},
+		},
+		"disabled": {
+			func(h *healthy) { h.mc.Spec.Enabled = new(false) },
+			[]string{"error: it is disabled: the mesh is off"},
+		},
+		"wrong settings": {
+			func(h *healthy) { h.mc.Status.Message = messageKept + "settings.x: unknown setting" },
+			[]string{"error: Settings refused, the last good ones stay in force:\nsettings.x: unknown setting"},
+		},
+		"warnings": {
+			func(h *healthy) { h.mc.Status.Message = "Ready\nWarning: settings.x: no effect" },
+			[]string{"warning: Warning: settings.x: no effect"},
+		},
+		"control plane down": {
+			func(h *healthy) { h.istiod.Status.AvailableReplicas = 0; h.inject = false },
+			[]string{"error: 0 of 1 replicas available", "error: pods of the mesh cannot be created"},
+		},
+		"unsigned webhook": {
+			func(h *healthy) { h.injector.Webhooks[1].ClientConfig.CABundle = nil },
+			[]string{"error: rev.object.sidecar-injector.istio.io: caBundle is not the mesh root"},
+		},
+		"webhook that lets pods pass": {
+			func(h *healthy) { h.injector.Webhooks[2].FailurePolicy = new(admissionv1.Ignore) },
+			[]string{"error: namespace.sidecar-injector.istio.io lets pods start without a proxy"},
+		},
+		"root missing in a namespace": {
+			func(h *healthy) { h.shopRoot.Data = nil },
+			[]string{"error: ConfigMap istio-ca-root-cert is missing or not the mesh root in: shop"},
+		},
+		"pod not ready": {
+			func(h *healthy) { h.pod.Status.Conditions = nil },
+			[]string{"warning: 1 of 1 are not: shop/web"},
+		},
+		"old proxy": {
+			func(h *healthy) { h.pod.Spec.InitContainers[0].Image = "podseal.io/podseal-proxy:v0" },
+			[]string{"warning: 1 of 1 run another proxy than podseal.io/podseal-proxy:v1: shop/web"},
+		},
+		"pod older than its namespace's label": { // contract 5.7
+			func(h *healthy) {
+				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "old"}}
+			},
+			[]string{"warning: 1 pods in namespaces of the mesh have no proxy: shop/old"},
+		},
+		"pod that opted out": {
+			func(h *healthy) {
+				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "out", Labels: map[string]string{injectLabel: "false"}}}
+			},
+			nil,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHealthy(t)
+			tc.spoil(h)
+			report := h.checker(t).Installed(t.Context())
+			compareReport(t, report, tc.want)
+		})
+	}
+}
+
+func compareReport(t *testing.T, report Report, want []string) {
+	t.Helper()
+	var got []string
+	success := true
+	for _, category := range report.Categories {
+		for _, ch := range category.Checks {
+			if ch.Result == Success {
+				continue
+			}
+			success = success && ch.Result != Error
+			got = append(got, string(ch.Result)+": "+ch.Error)
+			if ch.Hint == "" {
+				t.Errorf("%q doesn't say what to do", ch.Description)
+			}
+		}
+	}
+	if len(got) != len(want) || !slices.EqualFunc(got, want, strings.HasPrefix) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	if report.Success != success {
+		t.Errorf("success is %v", report.Success)
+	}
+}
+
+func TestRootExpiry(t *testing.T) {
+	for days, want := range map[int]string{-1: "error: the root", 10: "warning: the root", 100: ""} {
+		h := newHealthy(t)
+		root := rootPEM(t, checkTime.Add(time.Duration(days)*24*time.Hour))
+		for _, data := range []map[string]string{h.root.Data, h.shopRoot.Data} {
+			data["root-cert.pem"] = root
+		}
+		for i := range h.injector.Webhooks {
+			h.injector.Webhooks[i].ClientConfig.CABundle = []byte(root)
+		}
+		var wants []string
+		if want != "" {
+			wants = []string{want}
+		}
+		compareReport(t, h.checker(t).Installed(t.Context()), wants)
+	}
+}
+
+func TestChecksBefore(t *testing.T) {
+	h := newHealthy(t)
+	h.injector.Labels = nil // another mesh's
+	compareReport(t, h.checker(t).Before(t.Context()), []string{
+		"error: you may not: get clusterroles, create clusterroles, patch clusterroles, delete clusterroles",
+		"error: MutatingWebhookConfiguration istio-sidecar-injector is another mesh's",
+	})
+}
+
+func TestWaitSaysWhatItWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 7*time.Second, errors.New("the time is over"))
+		defer cancel()
+		var said []time.Duration
+		err := Wait(ctx, func(context.Context) (string, error) { return "x: 0 of 1", nil }, func(text string, elapsed time.Duration) {
+			said = append(said, elapsed)
+		})
+		if err == nil || !strings.Contains(err.Error(), "x: 0 of 1") || !strings.Contains(err.Error(), "the time is over") {
+			t.Errorf("error %v", err)
+		}
+		if want := []time.Duration{0, 2 * time.Second, 4 * time.Second, 6 * time.Second}; !slices.Equal(said, want) {
+			t.Errorf("spoke at %v, want %v", said, want)
+		}
+	})
+}
+
+func TestWaitEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		err := Wait(t.Context(), func(context.Context) (string, error) {
+			n++
+			return strings.Repeat("x", 3-n), nil
+		}, func(string, time.Duration) {})
+		if err != nil || n != 3 {
+			t.Errorf("looked %d times: %v", n, err)
+		}
+	})
+}
+
+func TestRemove(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		w := newWorld(t, moduleConfig(true, 3, ""),
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: settings.RootConfigMap, Labels: map[string]string{"istio.io/config": "true"}}},
+			&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{statusAnnotation: "{}"}}},
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"mine": "x"}}},
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "user", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "baseline"}}})
+		cluster := &Cluster{Client: w.c, Owner: OwnerCLI}
+		if err := cluster.Apply(t.Context(), render(t, PartManager)); err != nil {
+			t.Fatal(err)
+		}
+		w.reconcile()
+		label := objectNamed("v1", "Namespace", "", "shop")
+		label.SetLabels(map[string]string{"pod-security.kubernetes.io/enforce": "privileged"})
+		if err := w.c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(label), client.FieldOwner(ownerControlPlane)); err != nil {
+			t.Fatal(err)
+		}
+		w.changed = nil
+		pods, err := cluster.Remove(t.Context(), Uninstall{KeepCA: keep, KeepCRDs: keep, Progress: func(string, time.Duration) {}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(pods, []string{"shop/web"}) {
+			t.Errorf("pods with a proxy: %v", pods)
+		}
+		if w.changed[0] != "delete Deployment podseal-manager" || !strings.Contains(w.changed[1], "WebhookConfiguration") || !strings.Contains(w.changed[2], "WebhookConfiguration") {
+			t.Errorf("order: %v", w.changed)
+		}
+		if w.has(&corev1.ConfigMap{}, "shop", settings.RootConfigMap) {
+			t.Error("the root is still in namespace shop")
+		}
+		if labels := get(w, &corev1.Namespace{}, "", "shop").Labels; labels["pod-security.kubernetes.io/enforce"] != "" || labels["mine"] != "x" {
+			t.Errorf("labels of shop: %v", labels)
+		}
+		if labels := get(w, &corev1.Namespace{}, "", "user").Labels; labels["pod-security.kubernetes.io/enforce"] == "" {
+			t.Error("removed a label that isn't ours")
+		}
+		for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io"} {
+			if w.has(&apiextensionsv1.CustomResourceDefinition{}, "", name) != keep {
+				t.Errorf("keep %v: CRD %s", keep, name)
+			}
+		}
+		if w.has(&corev1.Namespace{}, "", "d8-istio") != keep || w.has(&corev1.Namespace{}, "", "podseal-system") {
+			t.Errorf("keep %v: namespaces", keep)
+		}
+		if keep && *get(w, &v1alpha1.ModuleConfig{}, "", "istio").Spec.Enabled {
+			t.Error("the ModuleConfig stays enabled: the next install would start the mesh unasked")
+		}
+	}
+}
+
+func TestParseCorefile(t *testing.T) {
+	for text, want := range map[string]string{
+		".:53 {\n    errors\n    kubernetes cluster.local in-addr.arpa ip6.arpa {\n    }\n}": "cluster.local",
+		".:53 {\n kubernetes Corp.Example. {\n}\n}":                                           "corp.example",
+		".:53 {\n kubernetes in-addr.arpa k8s.test\n}":                                         "k8s.test",
+		".:53 {\n kubernetes {\n}\n}":                                                          "",
+		".:53 {\n kubernetes {$ZONE}\n}":                                                       "",
+		"":                                                                                     "",
+	} {
+		if got := parseCorefile(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func FuzzParseCorefile(f *testing.F) {
+	f.Add(".:53 {\n kubernetes cluster.local {\n}\n}")
+	f.Fuzz(func(t *testing.T, text string) {
+		if got := parseCorefile(text); strings.ContainsAny(got, " \t\n{") {
+			t.Errorf("%q gives %q", text, got)
+		}
+	})
+}
