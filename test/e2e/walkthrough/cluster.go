@@ -37,7 +37,8 @@ func (l Local) Shell(ctx context.Context, line string) (string, int, error) {
 
 // Capture implements Cluster: the node is a network namespace of this machine.
 func (l Local) Capture(ctx context.Context, node, filter string) (*Capture, error) {
-	args := append([]string{"node", "--name", l.Name, node, "--"}, tcpdump(filter)...)
+	number := node[strings.LastIndex(node, "-")+1:] // nodes are called NAME-1, NAME-2
+	args := append([]string{"node", "--name", l.Name, number, "--"}, tcpdump(filter)...)
 	return startCapture(ctx, exec.CommandContext(ctx, l.Binary, args...), nil)
 }
 

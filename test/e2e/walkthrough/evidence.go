@@ -192,7 +192,7 @@ func (w *walk) judgeRecord(ctx context.Context, c call, since time.Time, fault f
 	const id = "cluster.local/ns/" + namespace + "/sa/default"
 	switch c.want {
 	case encrypted:
-		if r.Security != "mutual_tls" || r.Version != "TLS1.3" || r.Group != "X25519MLKEM768" || r.SrcIdentity != id || r.DstIdentity != id {
+		if r.Security != "mutual_tls" || r.Version != "TLS 1.3" || r.Group != "X25519MLKEM768" || r.SrcIdentity != id || r.DstIdentity != id {
 			fault("recorded as %+v", r)
 		}
 		return fmt.Sprintf("%s %s %s\n%s → %s", r.Security, r.Version, r.Group, r.SrcIdentity, r.DstIdentity)
