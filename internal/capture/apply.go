@@ -129,7 +129,11 @@ func addLoopback(addrs []netip.Prefix) error {
 	}
 	for _, a := range addrs {
 		ip := &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}
-		if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: ip}); err != nil {
+		addr := &netlink.Addr{IPNet: ip}
+		if a.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // or it can't be bound until a worker of the kernel has looked for duplicates
+		}
+		if err := netlink.AddrReplace(lo, addr); err != nil {
 			return fmt.Errorf("add %s to lo: %w", a, err)
 		}
 	}
