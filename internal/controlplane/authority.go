@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -76,7 +77,7 @@ func serviceHost(namespace string) string { return settings.ServiceName + "." + 
 // servingNames are what our certificate is for (contract 4.7).
 func servingNames(namespace, clusterDomain string) []string {
 	host := serviceHost(namespace)
-	return []string{host, settings.ServiceName + "." + namespace, settings.ServiceName, host + "." + clusterDomain, "istio-pilot." + namespace + ".svc"}
+	return []string{host, settings.ServiceName + "." + namespace, settings.ServiceName, host + "." + clusterDomain, "istiod-remote." + namespace + ".svc", "istio-pilot." + namespace + ".svc"}
 }
 
 // watch follows the Secrets.
@@ -237,8 +238,18 @@ func (a *authority) complain(reason string, err error) {
 	if a.cfg.Events != nil {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.cfg.Namespace, Namespace: a.cfg.Namespace}}
 		ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-		a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", err.Error())
+		a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", truncate(err.Error(), maxNote))
 	}
+}
+
+// maxNote is how long an Event's text may be, in bytes.
+const maxNote = 1000
+
+func truncate(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "") + "…"
 }
 
 // Run decides once all Secrets were seen, and renews the serving certificate in

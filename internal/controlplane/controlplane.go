@@ -120,6 +120,10 @@ func Run(ctx context.Context, cfg Config) error {
 	base := logr.FromSlogHandler(cfg.Log.Handler())
 	ctrl.SetLogger(base)
 	klog.SetLogger(base)
+	// The API server limits by itself what we may ask; a mesh whose proxies all
+	// come back at once must not queue up behind a limit of ours.
+	cfg.REST = rest.CopyConfig(cfg.REST)
+	cfg.REST.QPS = -1
 	native, err := waitForAPI(ctx, cfg)
 	if err != nil {
 		return err
@@ -207,6 +211,12 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	}
 	if err := pub.watch(ctx, mgr.GetCache()); err != nil {
 		return err
+	}
+	// The webhooks read these in every replica: the first pod must not wait for a list.
+	for _, obj := range []client.Object{&corev1.Namespace{}, &corev1.ConfigMap{}} {
+		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
+			return fmt.Errorf("control plane: watch %T: %w", obj, err)
+		}
 	}
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
 	everywhere := []runnable{

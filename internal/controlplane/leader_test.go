@@ -329,12 +329,18 @@ func TestCondition(t *testing.T) {
 	}{
 		{good, 0, true, 0}, {good, time.Second, false, 0}, // no loop of updates
 		{more, 2 * time.Second, true, 0}, {bad, 3 * time.Second, true, 3 * time.Second}, {good, 4 * time.Second, true, 4 * time.Second},
+		{good, 5 * time.Second, true, 4 * time.Second}, // another generation
 	} {
+		generation := int64(3)
+		if i == 5 {
+			generation = 4
+		}
+		obj.SetGeneration(generation)
 		if changed := set(step.v, epoch.Add(step.after)); changed != step.changed {
 			t.Errorf("step %d: changed %v", i, changed)
 		}
 		c := last()
-		if c["message"] != step.v.Message || c["lastTransitionTime"] != epoch.Add(step.since).Format(time.RFC3339) || c["observedGeneration"] != int64(3) {
+		if c["message"] != step.v.Message || c["lastTransitionTime"] != epoch.Add(step.since).Format(time.RFC3339) || c["observedGeneration"] != generation {
 			t.Errorf("step %d: %v", i, c)
 		}
 	}

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -147,7 +148,11 @@ func (p *publisher) Run(ctx context.Context) error {
 		}
 		took, err := p.publish(ctx)
 		if err != nil {
-			p.cfg.Log.Warn("nothing published", slog.String("error", err.Error()))
+			level := slog.LevelWarn
+			if errors.Is(err, errNoSettings) || errors.Is(err, errNoIssuer) {
+				level = slog.LevelInfo // so it begins
+			}
+			p.cfg.Log.Log(ctx, level, "nothing published", slog.String("error", err.Error()))
 			continue // the next change comes back here
 		}
 		if !sleep(ctx, dutyCycle*took) {

@@ -30,26 +30,43 @@ type statusWriter struct {
 	log      *slog.Logger
 }
 
-// Run works until the context ends.
+// Run works until the context ends. What can't be written is tried again.
 func (s *statusWriter) Run(ctx context.Context) error {
+	var verdicts discovery.Verdicts
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case verdicts := <-s.verdicts:
-			for key, v := range verdicts {
-				if key.Kind != discovery.KindPeerAuthentication {
-					continue
-				}
-				if err := s.write(ctx, key, v); err != nil {
-					s.log.Warn("status not written", slog.String("object", key.String()), slog.String("error", err.Error()))
-				}
+		case verdicts = <-s.verdicts:
+		}
+		for !s.writeAll(ctx, verdicts) {
+			if !sleep(ctx, statusEvery) {
+				return nil
+			}
+			select {
+			case verdicts = <-s.verdicts: // newer ones
+			default:
 			}
 		}
 		if !sleep(ctx, statusEvery) {
 			return nil
 		}
 	}
+}
+
+// writeAll reports whether every policy has its status.
+func (s *statusWriter) writeAll(ctx context.Context, verdicts discovery.Verdicts) bool {
+	done := true
+	for key, v := range verdicts {
+		if key.Kind != discovery.KindPeerAuthentication {
+			continue
+		}
+		if err := s.write(ctx, key, v); err != nil {
+			done = false
+			s.log.Warn("status not written", slog.String("object", key.String()), slog.String("error", err.Error()))
+		}
+	}
+	return done
 }
 
 // write sets the condition of one policy, if it says something else now.
@@ -74,10 +91,7 @@ func (s *statusWriter) write(ctx context.Context, key discovery.Key, v discovery
 		return fmt.Errorf("encode: %w", err)
 	}
 	err = s.client.Status().Patch(ctx, obj, client.RawPatch(types.MergePatchType, patch), fieldOwner)
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil // it has changed: its new version is judged anew
-	}
-	if err != nil {
+	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("patch: %w", err)
 	}
 	return nil
@@ -94,8 +108,9 @@ func withCondition(obj *unstructured.Unstructured, v discovery.Verdict, now time
 		"type": conditionAccepted, "status": status, "reason": v.Reason, "message": v.Message,
 		"lastTransitionTime": now.UTC().Format(time.RFC3339),
 	}
-	if g := obj.GetGeneration(); g > 0 {
-		next["observedGeneration"] = g
+	generation := obj.GetGeneration()
+	if generation > 0 {
+		next["observedGeneration"] = generation
 	}
 	have, _, err := unstructured.NestedSlice(obj.Object, "status", "conditions")
 	if err != nil {
@@ -108,7 +123,7 @@ func withCondition(obj *unstructured.Unstructured, v discovery.Verdict, now time
 			out = append(out, c)
 			continue
 		}
-		if old["status"] == status && old["reason"] == v.Reason && old["message"] == v.Message {
+		if old["status"] == status && old["reason"] == v.Reason && old["message"] == v.Message && (generation == 0 || old["observedGeneration"] == generation) {
 			return nil, false
 		}
 		if old["status"] == status && old["lastTransitionTime"] != nil {
