@@ -70,17 +70,18 @@ type httpRelay struct {
 
 	fromApp, toApp atomic.Int64 // bytes
 
-	mu       sync.Mutex
-	app      stream // nil when not connected
-	answered bool   // the exchange that began last has its response
-	aborted  bool
+	mu          sync.Mutex
+	app         stream // nil when not connected
+	answered    bool   // the exchange that began last has its response
+	clientEnded bool   // the client has ended its direction
+	aborted     bool
 }
 
 // RequestInfo is one request and how it was answered.
 type RequestInfo struct {
 	Method        string
 	Status        int    // 0 when the client was gone before an answer
-	Flags         string // Envoy's response flag (contract 7.5): "-" UF UC UPE DPE DC
+	Flags         string // Envoy's response flag: "-" UF UC UPE DPE DC
 	RequestBytes  int64  // head and body
 	ResponseBytes int64
 	Duration      time.Duration

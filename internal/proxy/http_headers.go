@@ -248,8 +248,8 @@ func (h *httpRelay) appendDecorator(b []byte, ex *httpExchange) []byte {
 	return append(append(append(b, "x-envoy-decorator-operation: "...), h.Decorator...), "\r\n"...)
 }
 
-// appendLocal appends a response that this proxy makes itself. to is the method
-// of the request that is answered; upstream says that the application failed.
+// appendLocal appends a response that this proxy makes itself; upstream says
+// that it does so because the application failed.
 func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, status int, reason, body string, upstream bool, now time.Time) []byte {
 	b = append(b, "HTTP/1."...)
 	b = append(strconv.AppendInt(b, int64(ex.minor), 10), ' ')

@@ -193,6 +193,11 @@ func (h *httpRelay) resend(ctx context.Context) error {
 	if _, err := h.app.Write(h.ex.head); err != nil {
 		return fmt.Errorf("send request again: %w", err)
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.clientEnded {
+		_ = h.app.CloseWrite() // as in endRequests
+	}
 	return nil
 }
 
@@ -317,6 +322,7 @@ func (h *httpRelay) isAnswered() bool {
 func (h *httpRelay) endRequests() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.clientEnded = true
 	if !h.answered && h.app != nil {
 		_ = h.app.CloseWrite() // the application may be gone, which its answer will show
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -387,20 +388,12 @@ func TestHTTPBadChunkLater(t *testing.T) {
 
 func (r *httpRig) upstreamAnswer(status, cause string, closing bool) string {
 	body := upstreamError + cause
-	s := "HTTP/1.1 " + status + "\r\ncontent-length: " + itoa(len(body)) + "\r\ncontent-type: text/plain\r\n" + r.date() +
+	s := "HTTP/1.1 " + status + "\r\ncontent-length: " + strconv.Itoa(len(body)) + "\r\ncontent-type: text/plain\r\n" + r.date() +
 		"server: istio-envoy\r\nx-envoy-upstream-service-time: 0\r\n"
 	if closing {
 		s += "connection: close\r\n"
 	}
 	return s + decorated + "\r\n" + body
-}
-
-func itoa(n int) string {
-	var b []byte
-	for ; n > 0; n /= 10 {
-		b = append([]byte{byte('0' + n%10)}, b...)
-	}
-	return string(b)
 }
 
 // contract 2.34
