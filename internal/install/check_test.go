@@ -359,11 +359,11 @@ func TestRemove(t *testing.T) {
 func TestParseCorefile(t *testing.T) {
 	for text, want := range map[string]string{
 		".:53 {\n    errors\n    kubernetes cluster.local in-addr.arpa ip6.arpa {\n    }\n}": "cluster.local",
-		".:53 {\n kubernetes Corp.Example. {\n}\n}":                                           "corp.example",
-		".:53 {\n kubernetes in-addr.arpa k8s.test\n}":                                         "k8s.test",
-		".:53 {\n kubernetes {\n}\n}":                                                          "",
-		".:53 {\n kubernetes {$ZONE}\n}":                                                       "",
-		"":                                                                                     "",
+		".:53 {\n kubernetes Corp.Example. {\n}\n}":                                          "corp.example",
+		".:53 {\n kubernetes in-addr.arpa k8s.test\n}":                                       "k8s.test",
+		".:53 {\n kubernetes {\n}\n}":                                                        "",
+		".:53 {\n kubernetes {$ZONE}\n}":                                                     "",
+		"":                                                                                   "",
 	} {
 		if got := parseCorefile(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)

@@ -273,7 +273,7 @@ func (m *Manager) lastGood(ctx context.Context) (*settings.Settings, error) {
 	}
 	s := &settings.Settings{}
 	if err := json.Unmarshal(secret.Data[settingsKey], s); err != nil {
-		return nil, nil// a Secret that somebody spoiled holds no settings
+		return nil, nil // a Secret that somebody spoiled holds no settings
 	}
 	return s, nil
 }
