@@ -62,7 +62,7 @@ func Parse(s string) (ID, error) { return ParseURI("spiffe://" + s) }
 
 var errShape = errors.New("an identity has the form spiffe://<trust domain>/ns/<namespace>/sa/<service account>")
 
-// TrustDomain, Namespace and ServiceAccount are the parts of the identity.
+// TrustDomain is the mesh that vouches for the identity.
 func (id ID) TrustDomain() string { return id.trustDomain }
 
 // Namespace is the Kubernetes namespace of the service account.

@@ -184,7 +184,7 @@ spec:
 EOF
 kubectl -n %[1]s wait --for=condition=Ready pod/tcpdump --timeout=60s`, captureNamespace, node, e.Image)
 	if out, code, err := e.Shell(ctx, manifest); err != nil || code != 0 {
-		return nil, fmt.Errorf("start the capture pod (exit %d): %s", code, errors.Join(err, errors.New(out)))
+		return nil, fmt.Errorf("start the capture pod (exit code %d): %w", code, errors.Join(err, errors.New(out)))
 	}
 	cleanup := func() {
 		_, _, _ = e.Shell(context.WithoutCancel(ctx), "kubectl delete namespace --wait=false "+captureNamespace)
