@@ -55,15 +55,22 @@ func (p *proxy) runControl(ctx context.Context) {
 	})
 	p.control.Store(client)
 	issuing := ca.NewClient(ca.ClientConfig{Conn: conn, Token: token, TTL: c.TTL, ClusterID: p.cfg.Cluster, Now: p.cfg.Now, Log: p.log})
-	var both sync.WaitGroup
-	both.Go(func() { _ = client.Run(ctx) }) // it returns the context's cause and nothing else
-	both.Go(func() {
+	var all sync.WaitGroup
+	all.Go(func() { _ = client.Run(ctx) }) // it returns the context's cause and nothing else
+	all.Go(func() {
+		select {
+		case <-client.Synced():
+			p.worlds.synced()
+		case <-ctx.Done():
+		}
+	})
+	all.Go(func() {
 		_ = issuing.Run(ctx, func(cred *identity.Credential, bundle *identity.Bundle) { // likewise
 			p.metrics.CertificateExpires(cred.Leaf.NotAfter)
 			p.creds.renewed(cred, bundle)
 		})
 	})
-	both.Wait()
+	all.Wait()
 }
 
 // nodeID names this proxy to the control plane (contract 8.24 has the shape).

@@ -152,7 +152,7 @@ func (in *inbound) decide(ctx context.Context, first sight) {
 
 // terminate ends mutual TLS here and goes on with what is inside.
 func (in *inbound) terminate(ctx context.Context, action policy.Action, first sight) {
-	client, err := in.handshake(first)
+	client, err := in.handshake(ctx, first)
 	if err != nil {
 		reason := reasonOf(err)
 		if first.seen == policy.ForeignTLS && reason == policy.HandshakeFailed {
@@ -178,8 +178,8 @@ func (in *inbound) terminate(ctx context.Context, action policy.Action, first si
 	in.serveTCP(ctx, client, inside)
 }
 
-func (in *inbound) handshake(first sight) (*tlsconn.Conn, error) {
-	snap, err := in.p.creds.Snapshot()
+func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, error) {
+	snap, err := in.p.snapshot(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -97,7 +97,7 @@ func (p *proxy) connect(ctx context.Context, c *conn, dst netip.AddrPort) (routi
 		return to, nil, errCut
 	}
 	if to.verdict == mesh { // better to know before the peer does
-		if _, err := p.creds.Snapshot(); err != nil {
+		if _, err := p.snapshot(ctx); err != nil {
 			c.cut(policy.NoIdentity, err)
 			return to, nil, err
 		}

@@ -119,17 +119,18 @@ func (c *Config) Validate() error {
 
 // proxy is one running proxy.
 type proxy struct {
-	cfg     Config
-	log     *slog.Logger
-	worlds  *worldStore
-	creds   *credentialStore
-	conns   *conns
-	balance *balancer
-	copier  tlsconn.Copier
-	metrics *metrics.Set
-	records ring
-	probers probers
-	control atomic.Pointer[xds.Client] // nil without a control plane
+	cfg         Config
+	log         *slog.Logger
+	worlds      *worldStore
+	creds       *credentialStore
+	conns       *conns
+	balance     *balancer
+	copier      tlsconn.Copier
+	httpBuffers httpBuffers
+	metrics     *metrics.Set
+	records     ring
+	probers     probers
+	control     atomic.Pointer[xds.Client] // nil without a control plane
 
 	sockets  sockets
 	handlers sync.WaitGroup
@@ -209,12 +210,11 @@ func (p *proxy) run(ctx context.Context) error {
 		quit = true
 	}
 	p.drain(quit)
+	p.cutAll() // before stop, which would end them without a reason
 	stop()
 	p.sockets.close()
 	services.Wait() // from here on nothing is accepted
-	for _, c := range p.conns.all() {
-		c.cut(policy.Draining, errDetail("the proxy is shutting down"))
-	}
+	p.cutAll()
 	p.handlers.Wait()
 	p.log.Info("proxy stopped")
 	return nil
@@ -240,6 +240,12 @@ func (p *proxy) drain(quit bool) {
 		p.log.Warn("proxy drain time is over, cutting what is open", slog.Int("connections", len(p.conns.all())), slog.Duration("drain", p.cfg.Drain))
 	case <-p.quit:
 		p.log.Info("proxy told to quit while draining", slog.Int("connections", len(p.conns.all())))
+	}
+}
+
+func (p *proxy) cutAll() {
+	for _, c := range p.conns.all() {
+		c.cut(policy.Draining, errDetail("the proxy is shutting down"))
 	}
 }
 
@@ -294,6 +300,23 @@ func (p *proxy) ownWorkload(ctx context.Context) (*workload.Workload, error) {
 	}
 	own, _ := p.worlds.own()
 	return own, nil
+}
+
+// snapshot is the certificate and roots in force; before the first it waits a
+// little, as a pod that is starting may be faster than its certificate.
+func (p *proxy) snapshot(ctx context.Context) (*identity.Snapshot, error) {
+	snap, err := p.creds.Snapshot()
+	if !errors.Is(err, errNoCertificate) {
+		return snap, err
+	}
+	timer := time.NewTimer(worldTimeout)
+	defer timer.Stop()
+	select {
+	case <-p.creds.issued:
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return p.creds.Snapshot()
 }
 
 // idleTimeout is how long a connection may be silent.

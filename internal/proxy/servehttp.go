@@ -1,7 +1,69 @@
 package proxy
 
-import "context"
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/wire"
+)
+
+// noServiceDecorator names a port that no service leads to (contract 2.40).
+const noServiceDecorator = ":0/*"
+
+// serveHTTP hands the connection to the relay that knows HTTP/1. The application
+// is connected when the first request has come, unless it is already.
 func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
-	in.serveTCP(ctx, client, first)
+	in.c.note(func(r *Record) { r.Protocol = "http" })
+	count := in.p.metrics.HTTP(in.labels("http"))
+	h := &httpRelay{
+		Client: client, First: first.client,
+		Dial: func(ctx context.Context) (stream, error) {
+			app, err := in.dialApp(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if err := in.c.attach(app); err != nil {
+				return nil, err
+			}
+			return app, nil
+		},
+		PeerURI: in.id.URI(), Decorator: in.decorator(), HTTP10: in.p.worlds.world().Mesh.HTTP10,
+		IdleTimeout: in.p.idleTimeout(), Buffers: &in.p.httpBuffers, Draining: in.p.draining.Load,
+		Received: &in.c.received, Sent: &in.c.sent,
+		OnRequest: func(r RequestInfo) {
+			in.c.requests.Add(1)
+			count.Request(r.Status, r.Flags, r.Duration)
+		},
+	}
+	if in.app != nil {
+		h.App = in.app
+	}
+	if in.cert != nil {
+		sum := sha256.Sum256(in.cert.Raw)
+		h.PeerCertHash = hex.EncodeToString(sum[:])
+	}
+	if snap := in.p.creds.current.Load(); snap != nil {
+		h.OwnURI = snap.Credential.ID.URI()
+	}
+	_, _, err := h.serve(ctx)
+	switch {
+	case err == nil:
+	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge):
+		in.c.end(policy.BadRequest, err)
+	case errors.Is(err, errHTTPApp):
+		in.c.end(policy.ConnectFailed, err)
+	default:
+		in.c.end(policy.None, err)
+	}
+}
+
+// decorator names the operation as the response header shows it (contract 2.40).
+func (in *inbound) decorator() string {
+	if in.port.ServiceHost == "" {
+		return noServiceDecorator
+	}
+	return serviceName(in.port.ServiceHost, in.port.ServicePort) + "/*"
 }

@@ -112,10 +112,23 @@ func (s *worldStore) swap() {
 	}
 	w := workload.NewWorld(s.mesh, workloads, services)
 	s.current.Store(w)
+	s.announce()
+	s.changed(w)
+}
+
+// synced says that every type was answered: what is not there doesn't exist.
+func (s *worldStore) synced() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.got[wire.TypeMesh], s.got[wire.TypeService], s.got[wire.TypeWorkload] = true, true, true
+	s.announce()
+}
+
+// announce closes known once all is known that a decision needs. Callers hold mu.
+func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]
 	if !s.ready && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] {
 		s.ready = true
 		close(s.known)
 	}
-	s.changed(w)
 }
