@@ -92,10 +92,15 @@ func Build(c Cluster) (Resources, Verdicts) {
 		services:      indexServices(services, c.Settings.ClusterDomain),
 		policies:      policies,
 		owners:        addressOwners(c.Pods),
+		uncaptured:    c.Settings.Sidecar.ExcludeInboundPorts,
 	}
+	hostNetwork := map[string]bool{}
 	for _, pod := range c.Pods {
 		if terminal(pod) {
 			continue
+		}
+		if pod.Spec.HostNetwork {
+			hostNetwork[pod.Namespace+"/"+pod.Name] = true
 		}
 		key := Key{"Pod", pod.Namespace, pod.Name}
 		w, err := pods.build(pod)
@@ -108,7 +113,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 
 	slices := indexSlices(c.EndpointSlices)
 	for _, svc := range services {
-		s := buildService(svc, slices[svc.Namespace+"/"+svc.Name], c.Settings.ClusterDomain)
+		s := buildService(svc, slices[svc.Namespace+"/"+svc.Name], c.Settings.ClusterDomain, hostNetwork)
 		put(res[wire.TypeService], verdicts, Key{"Service", svc.Namespace, svc.Name}, s, wire.AppendService)
 	}
 

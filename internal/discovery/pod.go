@@ -32,6 +32,7 @@ type podBuilder struct {
 	services      serviceIndex
 	policies      *policySet
 	owners        map[netip.Addr]*corev1.Pod
+	uncaptured    []uint16 // inbound ports that are not captured in any pod
 }
 
 // terminal reports whether a pod has ended: its address may be another's by now.
@@ -96,7 +97,7 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 		Identity:  id,
 		// The label is the only sign of a sidecar, and it must be exactly this (contract 3.20, 3.26).
 		Mesh:              pod.Labels[labelTLSMode] == "istio",
-		Modes:             b.policies.resolve(pod),
+		Modes:             capturedModes(b.policies.resolve(pod), pod.Annotations, b.uncaptured),
 		Ports:             b.services.ports(pod),
 		CanonicalName:     canonicalName(pod.Labels, name),
 		CanonicalRevision: cmp.Or(pod.Labels[labelCanonicalRevision], pod.Labels["app.kubernetes.io/version"], pod.Labels["version"], "latest"),

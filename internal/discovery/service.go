@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -30,7 +31,7 @@ func indexSlices(all []*discoveryv1.EndpointSlice) map[string][]*discoveryv1.End
 	return by
 }
 
-func buildService(svc *corev1.Service, from []*discoveryv1.EndpointSlice, clusterDomain string) *workload.Service {
+func buildService(svc *corev1.Service, from []*discoveryv1.EndpointSlice, clusterDomain string, hostNetwork map[string]bool) *workload.Service {
 	s := &workload.Service{
 		Name:      svc.Name,
 		Namespace: svc.Namespace,
@@ -47,7 +48,7 @@ func buildService(svc *corev1.Service, from []*discoveryv1.EndpointSlice, cluste
 		byName[p.Name] = uint16(p.Port)
 	}
 	slices.SortFunc(s.Ports, func(a, b workload.ServicePort) int { return int(a.Port) - int(b.Port) })
-	s.Endpoints = buildEndpoints(svc, from, byName)
+	s.Endpoints = buildEndpoints(svc, from, byName, hostNetwork)
 	return s
 }
 
@@ -79,7 +80,7 @@ func parseAddresses(texts []string) []netip.Addr {
 // buildEndpoints joins the slices of a service, by address. An address that is
 // not ready stays, so that proxies know whose it is, but gets no connections;
 // a terminating one goes (contract 3.59).
-func buildEndpoints(svc *corev1.Service, from []*discoveryv1.EndpointSlice, byName map[string]uint16) []workload.Endpoint {
+func buildEndpoints(svc *corev1.Service, from []*discoveryv1.EndpointSlice, byName map[string]uint16, hostNetwork map[string]bool) []workload.Endpoint {
 	if len(from) == 0 || len(byName) == 0 {
 		return nil
 	}
@@ -96,8 +97,12 @@ func buildEndpoints(svc *corev1.Service, from []*discoveryv1.EndpointSlice, byNa
 			if terminating && (e.Conditions.Ready == nil || !*e.Conditions.Ready) {
 				continue
 			}
+			uid := podOf(e, svc.Namespace)
+			if hostNetwork[uid] {
+				uid = "" // the address is its node's
+			}
 			for _, a := range parseAddresses(e.Addresses) {
-				joined[a] = join(joined[a], workload.Endpoint{Address: a, Ready: ready, Targets: targets})
+				joined[a] = join(joined[a], workload.Endpoint{Address: a, Ready: ready, Targets: targets, Workload: uid})
 			}
 		}
 	}
@@ -107,6 +112,14 @@ func buildEndpoints(svc *corev1.Service, from []*discoveryv1.EndpointSlice, byNa
 	}
 	slices.SortFunc(endpoints, func(a, b workload.Endpoint) int { return a.Address.Compare(b.Address) })
 	return endpoints
+}
+
+// podOf is the UID of the pod behind an endpoint, or "".
+func podOf(e *discoveryv1.Endpoint, namespace string) string {
+	if e.TargetRef == nil || e.TargetRef.Kind != "Pod" {
+		return ""
+	}
+	return cmp.Or(e.TargetRef.Namespace, namespace) + "/" + e.TargetRef.Name
 }
 
 // sliceTargets maps service ports to the ports of a slice, which are tied by name.
@@ -141,5 +154,5 @@ func join(a, b workload.Endpoint) workload.Endpoint {
 			}
 		}
 	}
-	return workload.Endpoint{Address: b.Address, Ready: a.Ready || b.Ready, Targets: targets}
+	return workload.Endpoint{Address: b.Address, Ready: a.Ready || b.Ready, Targets: targets, Workload: cmp.Or(a.Workload, b.Workload)}
 }

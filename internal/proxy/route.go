@@ -61,6 +61,9 @@ func route(w *workload.World, q question) routing {
 		r.service, _ = w.ServiceOf(q.dst)
 		return named(r)
 	}
+	if w.Awaited(q.dst.Addr()) {
+		return routing{verdict: refused, reason: policy.NoEndpoint, detail: "the pod at this address is not known yet"} // it may be in the mesh (design D11)
+	}
 	if ref, ok := w.ServiceOf(q.dst); ok { // an endpoint without a pod (contract 3.66)
 		return routing{verdict: pass, endpoint: q.dst, service: ref}
 	}
@@ -75,7 +78,7 @@ func routeService(w *workload.World, q question, ref workload.ServiceRef) routin
 	var ready []netip.AddrPort
 	for _, e := range ref.Service.Endpoints {
 		target, ok := e.Targets[ref.Port.Port]
-		if at := netip.AddrPortFrom(e.Address.Unmap(), target); ok && e.Ready && at != q.exclude && sameFamily(at, q.dst) {
+		if at := netip.AddrPortFrom(e.Address.Unmap(), target); ok && w.Serves(e) && at != q.exclude && sameFamily(at, q.dst) {
 			ready = append(ready, at)
 		}
 	}

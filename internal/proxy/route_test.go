@@ -173,14 +173,15 @@ func (w *scriptWorld) service(args []string) error {
 		name, ready := strings.CutPrefix(e, "!")
 		if p, ok := w.pods[name]; ok {
 			for _, a := range p.Addresses {
-				s.Endpoints = append(s.Endpoints, workload.Endpoint{Address: a, Ready: !ready, Targets: targets})
+				s.Endpoints = append(s.Endpoints, workload.Endpoint{Address: a, Ready: !ready, Targets: targets, Workload: p.UID})
 			}
 			for port, target := range targets {
 				p.Ports = append(p.Ports, workload.Port{Target: target, Protocol: proto, ServiceHost: s.Hostname, ServicePort: port})
 			}
 			continue
 		}
-		s.Endpoints = append(s.Endpoints, workload.Endpoint{Address: netip.MustParseAddr(name), Ready: !ready, Targets: targets})
+		addr, of, _ := strings.Cut(name, "=") // 10.0.0.9=shop/late: of a pod that is not known
+		s.Endpoints = append(s.Endpoints, workload.Endpoint{Address: netip.MustParseAddr(addr), Ready: !ready, Targets: targets, Workload: of})
 	}
 	w.services = append(w.services, s)
 	return nil

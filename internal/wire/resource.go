@@ -140,7 +140,7 @@ func AppendService(b []byte, s *workload.Service) ([]byte, error) {
 		m.Ports = append(m.Ports, &meshv1.Service_Port{Name: p.Name, Port: uint32(p.Port), Protocol: meshv1.Protocol(p.Protocol)})
 	}
 	for _, e := range s.Endpoints {
-		pe := &meshv1.Service_Endpoint{Address: e.Address.Unmap().AsSlice(), Ready: e.Ready}
+		pe := &meshv1.Service_Endpoint{Address: e.Address.Unmap().AsSlice(), Ready: e.Ready, Workload: e.Workload}
 		if len(e.Targets) > 0 {
 			pe.Targets = make(map[uint32]uint32, len(e.Targets))
 			for port, target := range e.Targets {
@@ -186,7 +186,7 @@ func serviceFromProto(m *meshv1.Service) (*workload.Service, error) {
 		s.Ports = append(s.Ports, workload.ServicePort{Name: p.GetName(), Port: port, Protocol: f.protocol(p.GetProtocol())})
 	}
 	for _, pe := range m.GetEndpoints() {
-		e := workload.Endpoint{Address: f.address(pe.GetAddress()), Ready: pe.GetReady()}
+		e := workload.Endpoint{Address: f.address(pe.GetAddress()), Ready: pe.GetReady(), Workload: pe.GetWorkload()}
 		if n := len(pe.GetTargets()); n > 0 {
 			e.Targets = make(map[uint16]uint16, n)
 		}

@@ -61,6 +61,10 @@ type Endpoint struct {
 	Address netip.Addr
 	Ready   bool              // may get new connections (contract 3.59)
 	Targets map[uint16]uint16 // service port -> port at this address
+	// Workload is the UID of the pod that has the address; "" when none has, or
+	// a host-network pod. An endpoint whose pod is not known yet is not used: it
+	// may be in the mesh.
+	Workload string
 }
 
 // OutboundPolicy says what happens to destinations that the mesh doesn't know.
@@ -90,6 +94,7 @@ type World struct {
 	services  map[string]*Service
 	byVIP     map[netip.AddrPort]ServiceRef
 	byBackend map[netip.AddrPort]ServiceRef
+	awaited   map[netip.Addr]struct{}
 }
 
 // ServiceRef is one port of one service.
@@ -108,6 +113,7 @@ func NewWorld(mesh Mesh, workloads []*Workload, services []*Service) *World {
 		services:  make(map[string]*Service, len(services)),
 		byVIP:     make(map[netip.AddrPort]ServiceRef),
 		byBackend: make(map[netip.AddrPort]ServiceRef),
+		awaited:   make(map[netip.Addr]struct{}),
 	}
 	for _, x := range workloads {
 		w.workloads[x.UID] = x
@@ -129,6 +135,9 @@ func (w *World) indexService(s *Service) {
 			w.byVIP[netip.AddrPortFrom(a, p.Port)] = ref
 		}
 		for _, e := range s.Endpoints {
+			if _, known := w.byAddr[e.Address]; e.Workload != "" && !known {
+				w.awaited[e.Address] = struct{}{}
+			}
 			at := netip.AddrPortFrom(e.Address, e.Targets[p.Port])
 			if old, ok := w.byBackend[at]; !ok || s.Hostname < old.Service.Hostname {
 				w.byBackend[at] = ref
@@ -156,6 +165,20 @@ func (w *World) ServiceAt(a netip.AddrPort) (ServiceRef, bool) {
 func (w *World) ServiceOf(a netip.AddrPort) (ServiceRef, bool) {
 	r, ok := w.byBackend[netip.AddrPortFrom(a.Addr().Unmap(), a.Port())]
 	return r, ok
+}
+
+// Awaited reports whether a pod is said to have the address that is not in the
+// table yet: what it is, and so how to talk to it, is not known.
+func (w *World) Awaited(a netip.Addr) bool { _, ok := w.awaited[a.Unmap()]; return ok }
+
+// Serves reports whether an endpoint may get new connections: it is ready, and
+// the pod that it names is known and has its address.
+func (w *World) Serves(e Endpoint) bool {
+	if !e.Ready || e.Workload == "" {
+		return e.Ready
+	}
+	x, ok := w.WorkloadAt(e.Address)
+	return ok && x.UID == e.Workload
 }
 
 // Len returns how many workloads and services there are.

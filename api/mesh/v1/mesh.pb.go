@@ -624,10 +624,12 @@ func (x *Service_Port) GetProtocol() Protocol {
 }
 
 type Service_Endpoint struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Ready         bool                   `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
-	Targets       map[uint32]uint32      `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Ready   bool                   `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	Targets map[uint32]uint32      `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// "<namespace>/<pod>" of the pod that has the address; empty when none has.
+	Workload      string `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,6 +685,13 @@ func (x *Service_Endpoint) GetTargets() map[uint32]uint32 {
 	return nil
 }
 
+func (x *Service_Endpoint) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 var File_api_mesh_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_mesh_v1_mesh_proto_rawDesc = "" +
@@ -712,7 +721,7 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x06target\x18\x01 \x01(\rR\x06target\x125\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x19.podseal.mesh.v1.ProtocolR\bprotocol\x12!\n" +
 	"\fservice_host\x18\x03 \x01(\tR\vserviceHost\x12!\n" +
-	"\fservice_port\x18\x04 \x01(\rR\vservicePort\"\x95\x04\n" +
+	"\fservice_port\x18\x04 \x01(\rR\vservicePort\"\xb1\x04\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -723,11 +732,12 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x125\n" +
-	"\bprotocol\x18\x03 \x01(\x0e2\x19.podseal.mesh.v1.ProtocolR\bprotocol\x1a\xc0\x01\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x19.podseal.mesh.v1.ProtocolR\bprotocol\x1a\xdc\x01\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12H\n" +
-	"\atargets\x18\x03 \x03(\v2..podseal.mesh.v1.Service.Endpoint.TargetsEntryR\atargets\x1a:\n" +
+	"\atargets\x18\x03 \x03(\v2..podseal.mesh.v1.Service.Endpoint.TargetsEntryR\atargets\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\x1a:\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xf1\x01\n" +
