@@ -251,7 +251,7 @@ func testUninstall(t *testing.T, e *env) {
 	if err != nil || code != 0 {
 		t.Fatalf("uninstall: exit code %d, %v", code, err)
 	}
-	left := e.must(t, `kubectl get namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations -o name | grep -iE 'podseal|istio\.io|istiod|d8-istio|deckhouse|istio-' ; kubectl get configmaps -A -o name | grep istio; true`)
+	left := e.must(t, `kubectl get namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations -o name | grep -v /test- | grep -iE 'podseal|istio\.io|istiod|d8-istio|deckhouse|istio-' ; kubectl get configmaps -A -o name | grep istio; true`)
 	if strings.TrimSpace(left) != "" {
 		t.Errorf("uninstall leaves:\n%s", left)
 	}

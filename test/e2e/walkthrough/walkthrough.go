@@ -119,7 +119,7 @@ func (w *walk) strict(ctx context.Context) error {
 	}
 	w.settle(ctx, refused)
 	w.call(ctx, call{name: "STRICT: outside client", line: getFromOutside, want: refused})
-	w.call(ctx, call{name: "STRICT: outside client, wget", line: callFromOutside, want: refused})
+	w.call(ctx, call{name: "STRICT: outside client, wget", line: callFromOutside + " --tries 1", want: refused})
 	w.call(ctx, call{name: "STRICT: mesh client", line: getFromMesh, want: encrypted, body: true})
 	return nil
 }
