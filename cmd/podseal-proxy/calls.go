@@ -28,14 +28,18 @@ func runWait(ctx context.Context, args []string, stderr io.Writer) int {
 	defer cancel()
 	tick := time.NewTicker(max(*every, time.Millisecond))
 	defer tick.Stop()
+	var why error // what the proxy said last; not that the time is over
 	for {
 		err := ask(ctx, http.MethodGet, *url)
 		if err == nil {
 			return 0
 		}
+		if ctx.Err() == nil || why == nil {
+			why = err
+		}
 		select {
 		case <-ctx.Done():
-			fmt.Fprintf(stderr, "podseal-proxy: the proxy did not become ready within %s: %v\n", *timeout, err)
+			fmt.Fprintf(stderr, "podseal-proxy: the proxy did not become ready within %s: %v\n", *timeout, why)
 			return 1
 		case <-tick.C:
 		}
