@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -69,9 +70,31 @@ func (w *walk) call(ctx context.Context, c call) {
 		fault("call: %v %v", err, stopErr)
 		return
 	}
+	w.excerpt(ctx, packets)
 	w.judgeAnswer(c, out, code, fault)
 	row.Wire = w.judgeWire(c, packets, fault)
 	row.Over = w.judgeRecord(ctx, c, since, fault)
+}
+
+// excerpt prints the first packet with content that the webserver sent, as
+// tcpdump shows it in the document.
+func (w *walk) excerpt(ctx context.Context, packets []byte) {
+	const withContent = "(ip[2:2] - ((ip[0]&0xf)<<2)) - ((tcp[12]&0xf0)>>2) != 0"
+	cmd := exec.CommandContext(ctx, "tcpdump", "-n", "-A", "-v", "-c", "1", "-r", "-", "src host "+w.podIP+" and "+withContent)
+	cmd.Stdin = bytes.NewReader(packets)
+	out, err := cmd.Output()
+	if err != nil || len(out) == 0 {
+		return // nothing came back: the connection was reset
+	}
+	fmt.Fprintln(w.Out, "   tcpdump -A -v, the first packet of the answer:")
+	for i, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		if i == 16 {
+			fmt.Fprintln(w.Out, "   | ...")
+			break
+		}
+		line = strings.TrimSpace(line)
+		fmt.Fprintf(w.Out, "   | %s\n", line[:min(len(line), 140)])
+	}
 }
 
 type faultFunc func(format string, args ...any)
