@@ -23,10 +23,10 @@ const NoResourceReconciliation = "NoResourceReconciliation"
 // settings of that module.
 type ModuleConfig struct {
 	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata,omitempty"`
+	metav1.ObjectMeta `json:"metadata"`
 
 	Spec   ModuleConfigSpec   `json:"spec"`
-	Status ModuleConfigStatus `json:"status,omitempty"`
+	Status ModuleConfigStatus `json:"status"`
 }
 
 // ModuleConfigSpec is what the user wants.
@@ -55,7 +55,7 @@ type ModuleConfigStatus struct {
 // ModuleConfigList is a list of ModuleConfig.
 type ModuleConfigList struct {
 	metav1.TypeMeta `json:",inline"`
-	metav1.ListMeta `json:"metadata,omitempty"`
+	metav1.ListMeta `json:"metadata"`
 
 	Items []ModuleConfig `json:"items"`
 }
