@@ -138,7 +138,7 @@ func TestParseIssuerFaults(t *testing.T) {
 		{"expired", good, day0.Add(2 * rootLife), []string{"not valid at this time"}},
 		{"too early", good, day0.Add(-time.Hour), []string{"not valid at this time"}},
 		{"another's root", change(func(f *Files) { f.Root = newIssuer(t).Bundle().PEM() }), day0, []string{"does not lead to a root"}},
-		{"broken chain", Files(intermediateFilesWithoutChain(t, root)), day0, []string{"does not lead to a root"}},
+		{"broken chain", intermediateFilesWithoutChain(t, root), day0, []string{"does not lead to a root"}},
 		{"only for servers", onlyServers(t, root), day0, []string{"peers would not accept"}},
 		{"certificate as key", change(func(f *Files) { f.Key = f.Cert }), day0, []string{"where a private key is expected"}},
 		{"encrypted key", change(func(f *Files) {

@@ -19,10 +19,12 @@ import (
 
 // Bounds of what an unauthenticated caller can make the server do.
 const (
-	maxToken      = 16 << 10
 	maxReviews    = 64
 	reviewTimeout = 10 * time.Second
 )
+
+// MaxToken bounds the length of a token, in bytes.
+const MaxToken = 16 << 10
 
 // DefaultClusterID is the cluster that callers name, or leave out, when they
 // mean this one (contract 4.16).
@@ -125,11 +127,11 @@ func (s *Server) CreateCertificate(ctx context.Context, req *securitypb.IstioCer
 
 // authenticate says who calls, by the token alone.
 func (s *Server) authenticate(ctx context.Context, req *securitypb.IstioCertificateRequest) (Caller, *refusal) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	token, err := bearer(md.Get("authorization"))
+	token, err := BearerToken(ctx)
 	if err != nil {
 		return Caller{}, &refusal{errUnauthenticated, "no_token", err}
 	}
+	md, _ := metadata.FromIncomingContext(ctx)
 	for _, cluster := range md.Get("clusterid") {
 		if cluster != "" && cluster != s.cfg.ClusterID {
 			return Caller{}, &refusal{errUnauthenticated, "foreign_cluster", errors.New("the caller names another cluster")}
@@ -167,10 +169,12 @@ func (s *Server) refuse(ctx context.Context, caller Caller, no *refusal) error {
 	return no.told
 }
 
-// bearer picks the one bearer token out of the authorization metadata.
-func bearer(values []string) (string, error) {
+// BearerToken picks the one bearer token out of the metadata of a call
+// (contract 4.16). Its errors never show the token.
+func BearerToken(ctx context.Context) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
 	var token string
-	for _, v := range values {
+	for _, v := range md.Get("authorization") {
 		scheme, t, ok := strings.Cut(v, " ")
 		if !ok || !strings.EqualFold(scheme, "bearer") {
 			continue
@@ -183,7 +187,7 @@ func bearer(values []string) (string, error) {
 	switch {
 	case token == "":
 		return "", errors.New("no bearer token")
-	case len(token) > maxToken:
+	case len(token) > MaxToken:
 		return "", errors.New("the bearer token is too long")
 	default:
 		return token, nil

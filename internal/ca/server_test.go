@@ -141,7 +141,7 @@ func TestServerRefuses(t *testing.T) {
 		{"no token", func(c *call) { c.md = nil }, codes.Unauthenticated, unauthenticated, "no_token"},
 		{"empty token", func(c *call) { c.md["authorization"] = "Bearer  " }, codes.Unauthenticated, unauthenticated, "no_token"},
 		{"another scheme", func(c *call) { c.md["authorization"] = "Basic good" }, codes.Unauthenticated, unauthenticated, "no_token"},
-		{"huge token", func(c *call) { c.md["authorization"] = "Bearer " + strings.Repeat("x", maxToken+1) }, codes.Unauthenticated, unauthenticated, "no_token"},
+		{"huge token", func(c *call) { c.md["authorization"] = "Bearer " + strings.Repeat("x", MaxToken+1) }, codes.Unauthenticated, unauthenticated, "no_token"},
 		{"stolen token of another audience", func(c *call) { c.md["authorization"] = "Bearer stolen" }, codes.Unauthenticated, unauthenticated, "token_refused"},
 		{"token without the audience (4.18)", func(c *call) { c.md["authorization"] = "Bearer api-server" }, codes.Unauthenticated, unauthenticated, "token_refused"},
 		{"expired token", func(c *call) { c.md["authorization"] = "Bearer expired" }, codes.Unauthenticated, unauthenticated, "token_refused"},
@@ -182,12 +182,16 @@ func TestServerRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := bearer([]string{"Bearer a", "Bearer b"}); err == nil {
+	if _, err := BearerToken(withAuthorization("Bearer a", "Bearer b")); err == nil {
 		t.Error("two tokens: which one counts?")
 	}
-	if got, err := bearer([]string{"Basic x", "bearer a"}); err != nil || got != "a" {
+	if got, err := BearerToken(withAuthorization("Basic x", "bearer a")); err != nil || got != "a" {
 		t.Errorf("a token beside another scheme: %q, %v", got, err)
 	}
+}
+
+func withAuthorization(values ...string) context.Context {
+	return metadata.NewIncomingContext(context.Background(), metadata.MD{"authorization": values})
 }
 
 func TestServerNegativeLife(t *testing.T) {

@@ -62,7 +62,7 @@ func newGRPC(cfg grpcConfig) *grpcServer {
 
 // authenticate returns the identity of a stream's token.
 func (s *grpcServer) authenticate(ctx context.Context) (string, error) {
-	token, err := bearer(ctx)
+	token, err := ca.BearerToken(ctx)
 	if err != nil {
 		return "", err
 	}

@@ -156,7 +156,7 @@ func TestRootIsMadeOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if string(made[0].Data[ca.KeyFile]) != string(made[1].Data[ca.KeyFile]) || made[0].Type != caSecretType {
+	if string(made[0].Data[ca.KeyFile]) != string(made[1].Data[ca.KeyFile]) || made[0].Type != typeRoot {
 		t.Errorf("two roots, or of another type: %s", made[0].Type)
 	}
 	files, _ := ca.FromSecret(made[0].Data)
@@ -214,14 +214,14 @@ func hookConfigs() (*admissionregv1.MutatingWebhookConfiguration, *admissionregv
 	cc := admissionregv1.WebhookClientConfig{Service: &admissionregv1.ServiceReference{Namespace: testNamespace, Name: "istiod"}}
 	none := new(admissionregv1.SideEffectClassNone)
 	return &admissionregv1.MutatingWebhookConfiguration{
-			ObjectMeta: metav1.ObjectMeta{Name: injectorConfig},
-			Webhooks: []admissionregv1.MutatingWebhook{
-				{Name: "a.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Fail), SideEffects: none}, {Name: "b.example.com", ClientConfig: cc, SideEffects: none},
-			},
-		}, &admissionregv1.ValidatingWebhookConfiguration{
-			ObjectMeta: metav1.ObjectMeta{Name: validatorConfig},
-			Webhooks:   []admissionregv1.ValidatingWebhook{{Name: "v.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Ignore), SideEffects: none}},
-		}
+		ObjectMeta: metav1.ObjectMeta{Name: injectorConfig},
+		Webhooks: []admissionregv1.MutatingWebhook{
+			{Name: "a.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Fail), SideEffects: none}, {Name: "b.example.com", ClientConfig: cc, SideEffects: none},
+		},
+	}, &admissionregv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: validatorConfig},
+		Webhooks:   []admissionregv1.ValidatingWebhook{{Name: "v.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Ignore), SideEffects: none}},
+	}
 }
 
 // TestWebhookConfigurations is contract 1.36: caBundle everywhere, and the
@@ -327,8 +327,11 @@ func TestCondition(t *testing.T) {
 		changed bool
 		since   time.Duration
 	}{
-		{good, 0, true, 0}, {good, time.Second, false, 0}, // no loop of updates
-		{more, 2 * time.Second, true, 0}, {bad, 3 * time.Second, true, 3 * time.Second}, {good, 4 * time.Second, true, 4 * time.Second},
+		{good, 0, true, 0},
+		{good, time.Second, false, 0}, // no loop of updates
+		{more, 2 * time.Second, true, 0},
+		{bad, 3 * time.Second, true, 3 * time.Second},
+		{good, 4 * time.Second, true, 4 * time.Second},
 		{good, 5 * time.Second, true, 4 * time.Second}, // another generation
 	} {
 		generation := int64(3)

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/metadata"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -20,12 +19,10 @@ import (
 	"podseal.io/podseal/internal/settings"
 )
 
-// Bounds of what is kept of reviews: how long one holds, how many are kept, and
-// how long a token may be.
+// Bounds of what is kept of reviews: how long one holds and how many are kept.
 const (
 	reviewHolds = time.Minute
 	maxReviews  = 4096
-	maxToken    = 16 << 10
 )
 
 // userPrefix begins the user name of a service account.
@@ -62,8 +59,8 @@ func reviewThrough(c client.Client) func(context.Context, *authenticationv1.Toke
 
 // Review returns whom the token belongs to.
 func (r *reviewer) Review(ctx context.Context, token string) (ca.Caller, error) {
-	if token == "" || len(token) > maxToken {
-		return ca.Caller{}, fmt.Errorf("a token has 1 to %d bytes, this one has %d", maxToken, len(token))
+	if token == "" || len(token) > ca.MaxToken {
+		return ca.Caller{}, fmt.Errorf("a token has 1 to %d bytes, this one has %d", ca.MaxToken, len(token))
 	}
 	hash, now := sha256.Sum256([]byte(token)), r.cfg.Now()
 	if caller, ok := r.recall(hash, now); ok {
@@ -155,24 +152,4 @@ func earliest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-// bearer picks the one bearer token out of a call's metadata (contract 4.16).
-func bearer(ctx context.Context) (string, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	var token string
-	for _, v := range md.Get("authorization") {
-		scheme, t, ok := strings.Cut(v, " ")
-		if !ok || !strings.EqualFold(scheme, "bearer") {
-			continue
-		}
-		if token != "" {
-			return "", errors.New("more than one bearer token")
-		}
-		token = strings.TrimSpace(t)
-	}
-	if token == "" {
-		return "", errors.New("no bearer token")
-	}
-	return token, nil
 }

@@ -74,7 +74,7 @@ func TestReview(t *testing.T) {
 	if _, err := r.Review(t.Context(), "unreachable"); !errors.Is(err, ca.ErrReviewUnavailable) {
 		t.Errorf("API server down: %v", err)
 	}
-	for _, token := range []string{"", strings.Repeat("x", maxToken+1)} {
+	for _, token := range []string{"", strings.Repeat("x", ca.MaxToken+1)} {
 		if _, err := r.Review(t.Context(), token); err == nil {
 			t.Errorf("a token of %d bytes was reviewed", len(token))
 		}
@@ -96,8 +96,11 @@ func TestReviewIsKept(t *testing.T) {
 		token string
 		asked int
 	}{
-		{0, "tok", 1}, {59 * time.Second, "tok", 1}, {time.Minute, "tok", 2},
-		{time.Minute, "no", 3}, {time.Minute, "no", 4},
+		{0, "tok", 1},
+		{59 * time.Second, "tok", 1},
+		{time.Minute, "tok", 2},
+		{time.Minute, "no", 3},
+		{time.Minute, "no", 4},
 	} {
 		now = epoch.Add(step.after)
 		_, _ = r.Review(t.Context(), step.token)

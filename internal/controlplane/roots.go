@@ -23,7 +23,7 @@ import (
 const (
 	rootKey        = "root-cert.pem"
 	labelConfig    = "istio.io/config"
-	caSecretType   = "istio.io/ca-root"
+	typeRoot       = "istio.io/ca-root"
 	rootCheckEvery = time.Hour
 )
 
@@ -140,7 +140,7 @@ func (m *rootMaker) create(ctx context.Context, trustDomain string) error {
 	}
 	err = m.client.Create(ctx, &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, Name: settings.CASecret},
-		Type:       caSecretType,
+		Type:       typeRoot,
 		Data:       issuer.Files().Data(),
 	}, fieldOwner)
 	if apierrors.IsAlreadyExists(err) {
