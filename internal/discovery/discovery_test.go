@@ -149,7 +149,7 @@ func TestTargetPorts(t *testing.T) {
 	pod := meshPod("shop", "a", "10.0.0.1", map[string]string{"app": "web"})
 	pod.Spec.Containers = []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "api", ContainerPort: 8080}}}}
 	pod.Spec.InitContainers = []corev1.Container{
-		{Name: "side", RestartPolicy: ref(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{{Name: "side", ContainerPort: 7070}}},
+		{Name: "side", RestartPolicy: new(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{{Name: "side", ContainerPort: 7070}}},
 		{Name: "once", Ports: []corev1.ContainerPort{{Name: "once", ContainerPort: 6060}}},
 	}
 	for _, tc := range []struct {
@@ -226,7 +226,7 @@ func TestNames(t *testing.T) {
 	owned := func(kind, owner string, labels map[string]string) *corev1.Pod {
 		p := meshPod("shop", "p", "10.0.0.1", labels)
 		if kind != "" {
-			p.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "x"}, {Kind: kind, Name: owner, Controller: ref(true)}}
+			p.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "x"}, {Kind: kind, Name: owner, Controller: new(true)}}
 		}
 		return p
 	}
@@ -271,11 +271,11 @@ func TestEndpoints(t *testing.T) {
 			Ports:     []corev1.ServicePort{{Name: "http", Port: 80}, {Name: "admin", Port: 81}, {Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}},
 		}}
 	}
-	http := discoveryv1.EndpointPort{Name: ref("http"), Port: ref(int32(8080))}
-	admin := discoveryv1.EndpointPort{Name: ref("admin"), Port: ref(int32(8081))}
+	http := discoveryv1.EndpointPort{Name: new("http"), Port: new(int32(8080))}
+	admin := discoveryv1.EndpointPort{Name: new("admin"), Port: new(int32(8081))}
 	all := []discoveryv1.Endpoint{
-		endpoint("10.0.0.1", ref(true), nil), endpoint("10.0.0.2", ref(false), nil), endpoint("10.0.0.3", nil, nil),
-		endpoint("10.0.0.4", ref(false), ref(true)), endpoint("10.0.0.5", ref(true), ref(true)), endpoint("not an address", nil, nil),
+		endpoint("10.0.0.1", new(true), nil), endpoint("10.0.0.2", new(false), nil), endpoint("10.0.0.3", nil, nil),
+		endpoint("10.0.0.4", new(false), new(true)), endpoint("10.0.0.5", new(true), new(true)), endpoint("not an address", nil, nil),
 	}
 	texts := func(c Cluster) []string {
 		var out []string
@@ -305,11 +305,11 @@ func TestEndpoints(t *testing.T) {
 		"conditions":             {svc(), []*discoveryv1.EndpointSlice{slice("a", all, http), fqdn}, []string{"10.0.0.1 http", "10.0.0.2 unready http", "10.0.0.3 http", "10.0.0.5 http"}},
 		"publishNotReady":        {published, []*discoveryv1.EndpointSlice{slice("a", all[:2], http)}, []string{"10.0.0.1 http", "10.0.0.2 http"}},
 		"ports in two slices":    {svc(), []*discoveryv1.EndpointSlice{slice("b", all[:1], admin), slice("a", all[:1], http)}, []string{"10.0.0.1 http admin"}},
-		"port of another name":   {svc(), []*discoveryv1.EndpointSlice{slice("a", all[:1], discoveryv1.EndpointPort{Name: ref("x"), Port: ref(int32(1))})}, nil},
+		"port of another name":   {svc(), []*discoveryv1.EndpointSlice{slice("a", all[:1], discoveryv1.EndpointPort{Name: new("x"), Port: new(int32(1))})}, nil},
 		"no slice":               {svc(), nil, nil},
-		"UDP only":               {svc(), []*discoveryv1.EndpointSlice{slice("a", all[:1], discoveryv1.EndpointPort{Name: ref("dns"), Port: ref(int32(53)), Protocol: ref(corev1.ProtocolUDP)})}, nil},
+		"UDP only":               {svc(), []*discoveryv1.EndpointSlice{slice("a", all[:1], discoveryv1.EndpointPort{Name: new("dns"), Port: new(int32(53)), Protocol: new(corev1.ProtocolUDP)})}, nil},
 		"two ports in one slice": {svc(), []*discoveryv1.EndpointSlice{slice("a", all[:1], http, admin)}, []string{"10.0.0.1 http admin"}},
-		"moving between slices":  {svc(), []*discoveryv1.EndpointSlice{slice("a", []discoveryv1.Endpoint{endpoint("10.0.0.1", ref(false), nil)}, http), slice("b", all[:1], http)}, []string{"10.0.0.1 http"}},
+		"moving between slices":  {svc(), []*discoveryv1.EndpointSlice{slice("a", []discoveryv1.Endpoint{endpoint("10.0.0.1", new(false), nil)}, http), slice("b", all[:1], http)}, []string{"10.0.0.1 http"}},
 	} {
 		if got := texts(Cluster{Services: []*corev1.Service{tc.svc}, EndpointSlices: tc.slices}); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
@@ -324,7 +324,7 @@ func TestHeadlessAndExternalName(t *testing.T) {
 	external := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "ext"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.org"}}
 	got := build(t, Cluster{
 		Services:       []*corev1.Service{headless, external},
-		EndpointSlices: []*discoveryv1.EndpointSlice{slice("a", []discoveryv1.Endpoint{endpoint("10.0.0.1", nil, nil)}, discoveryv1.EndpointPort{Port: ref(int32(80))})},
+		EndpointSlices: []*discoveryv1.EndpointSlice{slice("a", []discoveryv1.Endpoint{endpoint("10.0.0.1", nil, nil)}, discoveryv1.EndpointPort{Port: new(int32(80))})},
 	})
 	if s := got.services["shop/web"]; s == nil || len(s.Addresses) != 0 || len(s.Endpoints) != 1 {
 		t.Errorf("headless service %+v", s)

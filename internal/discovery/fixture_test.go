@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -67,9 +68,7 @@ func testSettings() settings.Settings {
 // meshPod is a running pod with a sidecar.
 func meshPod(ns, name, ip string, labels map[string]string) *corev1.Pod {
 	all := map[string]string{labelTLSMode: "istio"}
-	for k, v := range labels {
-		all[k] = v
-	}
+	maps.Copy(all, labels)
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Labels: all, CreationTimestamp: created(0)},
 		Spec:       corev1.PodSpec{ServiceAccountName: "web", NodeName: "node-1"},
@@ -120,8 +119,6 @@ func build(t testing.TB, c Cluster) built {
 	return b
 }
 
-func ref[T any](v T) *T { return &v }
-
 // largeCluster has that many pods, services and endpoints, in ten namespaces.
 func largeCluster(t testing.TB, pods, services int) Cluster {
 	c := Cluster{Settings: testSettings(), RootNamespace: root, Revision: "default"}
@@ -139,13 +136,13 @@ func largeCluster(t testing.TB, pods, services int) Cluster {
 		slice := &discoveryv1.EndpointSlice{
 			ObjectMeta:  metav1.ObjectMeta{Namespace: ns, Name: app + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: app}},
 			AddressType: discoveryv1.AddressTypeIPv4,
-			Ports:       []discoveryv1.EndpointPort{{Name: ref("http"), Port: ref(int32(80))}, {Name: ref("grpc-api"), Port: ref(int32(9090))}},
+			Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(80))}, {Name: new("grpc-api"), Port: new(int32(9090))}},
 		}
 		for j := range perService {
 			n := i*perService + j
 			ip := fmt.Sprintf("10.244.%d.%d", n/250, n%250+1)
 			c.Pods = append(c.Pods, meshPod(ns, fmt.Sprintf("%s-%d", app, j), ip, map[string]string{"app": app, "version": "v1", "tier": "backend"}))
-			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: ref(true)}})
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)}})
 		}
 		c.EndpointSlices = append(c.EndpointSlices, slice)
 	}

@@ -23,11 +23,13 @@ func TestValidatePeerAuthentication(t *testing.T) {
 		"1.31 ports empty":            {"shop", "selector: {matchLabels: {a: b}}\nportLevelMtls: {}", []string{"spec.portLevelMtls"}, nil},
 		"1.32 port numbers": {
 			"shop", "selector: {matchLabels: {a: b}}\n" + `portLevelMtls: {"0": {}, "-1": {}, "65536": {}, "65535": {}, "x": {}, "99999999999999999999": {}}`,
-			[]string{"spec.portLevelMtls[-1]", "spec.portLevelMtls[0]", "spec.portLevelMtls[65536]", "spec.portLevelMtls[99999999999999999999]", "spec.portLevelMtls[x]"}, nil,
+			[]string{"spec.portLevelMtls[-1]", "spec.portLevelMtls[0]", "spec.portLevelMtls[65536]", "spec.portLevelMtls[99999999999999999999]", "spec.portLevelMtls[x]"},
+			nil,
 		},
 		"1.33 wildcards": {
 			"shop", `selector: {matchLabels: {"a*": b, c: "*", "": d}}`,
-			[]string{`spec.selector.matchLabels[""]`, `spec.selector.matchLabels["a*"]`, `spec.selector.matchLabels["c"]`}, nil,
+			[]string{`spec.selector.matchLabels[""]`, `spec.selector.matchLabels["a*"]`, `spec.selector.matchLabels["c"]`},
+			nil,
 		},
 		"1.33 selector without labels": {"shop", "selector: {}", nil, []string{"spec.selector: has no labels"}},
 		"1.34 long value":              {"shop", "selector: {matchLabels: {a: " + long + "}}", []string{`spec.selector.matchLabels["a"]`}, nil},
@@ -41,7 +43,8 @@ func TestValidatePeerAuthentication(t *testing.T) {
 		"unknown fields":               {"shop", "mtls: {mode: STRICT, mod: x}\ntargetRef: {}", nil, []string{"spec.targetRef: unknown", "spec.mtls.mod: unknown"}},
 		"all at once": {
 			"shop", "mtls: {mode: A}\n" + `portLevelMtls: {"0": {}, "1": {mode: B}}`,
-			[]string{"spec.mtls.mode", "spec.portLevelMtls", "spec.portLevelMtls[0]", "spec.portLevelMtls[1].mode"}, nil,
+			[]string{"spec.mtls.mode", "spec.portLevelMtls", "spec.portLevelMtls[0]", "spec.portLevelMtls[1].mode"},
+			nil,
 		},
 	} {
 		faults, warnings := ValidatePeerAuthentication(peerAuthentication(t, tc.ns, "p", 0, tc.spec), root)
