@@ -278,11 +278,14 @@ func (r reader) resources(s settings.Sidecar) {
 		}
 		(*part.list)[part.kind] = q
 	}
-	for i, kind := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-		request, asked := out.Requests[kind]
-		limit, limited := out.Limits[kind]
+	for _, part := range []struct {
+		limitName string
+		kind      corev1.ResourceName
+	}{{names[2], corev1.ResourceCPU}, {names[3], corev1.ResourceMemory}} {
+		request, asked := out.Requests[part.kind]
+		limit, limited := out.Limits[part.kind]
 		if asked && limited && limit.Cmp(request) < 0 {
-			r.wrong(names[i+2], limit.String(), "less than the request, which is "+request.String())
+			r.wrong(part.limitName, limit.String(), "less than the request, which is "+request.String())
 		}
 	}
 }
