@@ -11,12 +11,10 @@ const maxReplicas = 100
 //
 // Under HPA the number is minReplicas: nothing scales it yet.
 func (p *parser) replicas(path string, v any) {
-	object, ok := v.(map[string]any)
+	object, ok := p.withMode(path, v, "hpa")
 	if !ok {
-		p.fault(path, v, "write an object with mode")
 		return
 	}
-	p.onlyKeys(path, object, "mode", "static", "hpa")
 	switch p.oneOf(path+".mode", object["mode"], "Standard", "Static", "HPA") {
 	case "Static":
 		p.replicaCount(path+".static", "replicas", object["static"])
@@ -24,6 +22,18 @@ func (p *parser) replicas(path string, v any) {
 		p.replicaCount(path+".hpa", "minReplicas", object["hpa"])
 		p.warn(path+".mode", "HPA has no effect in this version; minReplicas is the number of replicas")
 	}
+}
+
+// withMode reads an object of a mode and of what there is to say for "static"
+// and for the mode that bears the name other.
+func (p *parser) withMode(path string, v any, other string) (map[string]any, bool) {
+	object, ok := v.(map[string]any)
+	if !ok {
+		p.fault(path, v, "write an object with mode")
+		return nil, false
+	}
+	p.onlyKeys(path, object, "mode", "static", other)
+	return object, true
 }
 
 func (p *parser) replicaCount(path, key string, v any) {
@@ -51,12 +61,10 @@ func (p *parser) replicaCount(path, key string, v any) {
 //
 // Under VPA the requests are the minima: nothing moves them yet.
 func (p *parser) controlPlaneResources(path string, v any) {
-	object, ok := v.(map[string]any)
+	object, ok := p.withMode(path, v, "vpa")
 	if !ok {
-		p.fault(path, v, "write an object with mode")
 		return
 	}
-	p.onlyKeys(path, object, "mode", "static", "vpa")
 	cp := &p.out.ControlPlane
 	mode := "VPA"
 	if m, given := object["mode"]; given {
