@@ -99,7 +99,7 @@ func (l *link) handle(typeURL string, upserts []Resource, removed []string) map[
 	rejected := map[string]error{}
 	for _, u := range upserts {
 		if strings.HasPrefix(string(u.Body), "!") {
-			rejected[u.Name] = errors.New("begins with !")
+			rejected[u.Name] = errors.New("marked as bad")
 			continue
 		}
 		l.inForce[typeURL+" "+u.Name] = string(u.Body)

@@ -14,10 +14,10 @@ const (
 	maxReason   = 512
 )
 
-// appendNack writes the text that rejects the named resources of a response of
+// nackText is the text that rejects the named resources of a response of
 // so many.
-func appendNack(b []byte, rejected map[string]error, of int) []byte {
-	b = fmt.Appendf(b, "%d of %d resources rejected", len(rejected), of)
+func nackText(rejected map[string]error, of int) string {
+	b := fmt.Appendf(nil, "%d of %d resources rejected", len(rejected), of)
 	for _, name := range slices.Sorted(maps.Keys(rejected)) {
 		reason := strings.Join(strings.Fields(strings.ToValidUTF8(rejected[name].Error(), "?")), " ")
 		if len(reason) > maxReason {
@@ -28,7 +28,7 @@ func appendNack(b []byte, rejected map[string]error, of int) []byte {
 		b = append(b, ": "...)
 		b = append(b, reason...)
 	}
-	return b
+	return string(b)
 }
 
 // parseNack returns the names that the text of a NACK rejects, or none if it

@@ -15,7 +15,7 @@ func TestNackNamesSurvive(t *testing.T) {
 		"line\nbreak":        errors.New(strings.Repeat("long ", 1000)),
 		"ünï\xff":            errors.New("bad \xff bytes"),
 	}
-	text := string(appendNack(nil, rejected, 9))
+	text := nackText(rejected, 9)
 	if !strings.HasPrefix(text, "4 of 9 resources rejected\n") {
 		t.Errorf("text begins %q", text[:40])
 	}
@@ -35,7 +35,7 @@ func FuzzNack(f *testing.F) {
 	f.Add("a", "no port", "1 of 2 resources rejected\n\"a\": no port")
 	f.Fuzz(func(t *testing.T, name, reason, text string) {
 		parseNack(text)
-		if got := parseNack(string(appendNack(nil, map[string]error{name: errors.New(reason)}, 1))); !slices.Equal(got, []string{name}) {
+		if got := parseNack(nackText(map[string]error{name: errors.New(reason)}, 1)); !slices.Equal(got, []string{name}) {
 			t.Errorf("%q rejected, %q read", name, got)
 		}
 	})

@@ -3,6 +3,7 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -91,9 +92,7 @@ func (r *replica) apply(res *xdspb.DeltaDiscoveryResponse, handle handler) *xdsp
 	upserts, rejected := unwrap(res)
 	removed := r.gone(res, held)
 	if len(upserts) > 0 || len(removed) > 0 {
-		for name, err := range handle(typeURL, upserts, removed) {
-			rejected[name] = err
-		}
+		maps.Copy(rejected, handle(typeURL, upserts, removed))
 	}
 	for _, name := range removed {
 		delete(held, name)
@@ -104,8 +103,7 @@ func (r *replica) apply(res *xdspb.DeltaDiscoveryResponse, handle handler) *xdsp
 		}
 	}
 	if len(rejected) > 0 {
-		text := appendNack(nil, rejected, len(res.GetResources()))
-		answer.ErrorDetail = &xdspb.Status{Code: int32(codes.InvalidArgument), Message: truncate(string(text), maxNackText)}
+		answer.ErrorDetail = &xdspb.Status{Code: int32(codes.InvalidArgument), Message: truncate(nackText(rejected, len(res.GetResources())), maxNackText)}
 	}
 	return answer
 }

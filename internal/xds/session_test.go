@@ -184,7 +184,7 @@ func ask(t *testing.T, f []string) *xdspb.DeltaDiscoveryRequest {
 			}
 			req.ErrorDetail = &xdspb.Status{Code: 3, Message: value}
 			if len(rejected) > 0 {
-				req.ErrorDetail.Message = string(appendNack(nil, rejected, len(rejected)))
+				req.ErrorDetail.Message = nackText(rejected, len(rejected))
 			}
 		default:
 			t.Fatalf("unknown argument %q", arg)

@@ -120,7 +120,7 @@ func (tb *table) handle(_ string, upserts []Resource, removed []string) map[stri
 	for _, u := range upserts {
 		call = append(call, "+"+u.Name+"="+string(u.Body))
 		if strings.HasPrefix(string(u.Body), "!") {
-			rejected[u.Name] = errors.New("begins with !")
+			rejected[u.Name] = errors.New("marked as bad")
 			continue
 		}
 		tb.inForce[u.Name] = string(u.Body)
@@ -225,7 +225,7 @@ func TestStreamFollowsTheStore(t *testing.T) {
 		if p.Peer != "peer" || p.Node.ID != "node" || p.Node.Metadata["NAMESPACE"] != "shop" {
 			t.Errorf("peer %+v", p)
 		}
-		if w.Sent != 3 || w.Waiting || !slices.Equal(w.Rejected, []string{"c"}) || !strings.Contains(w.NackText, "begins with !") || w.LastAck.IsZero() || w.LastNack.IsZero() {
+		if w.Sent != 3 || w.Waiting || !slices.Equal(w.Rejected, []string{"c"}) || !strings.Contains(w.NackText, "marked as bad") || w.LastAck.IsZero() || w.LastNack.IsZero() {
 			t.Errorf("type status %+v", w)
 		}
 		if w.Generation != r.store.Generation("W") {
