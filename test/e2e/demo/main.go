@@ -77,7 +77,6 @@ func bringUp(ctx context.Context, s walkthrough.Setup, kubeconfig string) (walkt
 		return nil, fmt.Errorf("make a folder for d8: %w", err)
 	}
 	d8 := "#!/bin/sh\n[ \"$1\" = k ] && shift\nexec kubectl \"$@\"\n"
-	//nolint:gosec // d8 is a program: it has to be executable
 	if err := os.WriteFile(filepath.Join(tools, "d8"), []byte(d8), 0o700); err != nil {
 		return nil, fmt.Errorf("write d8: %w", err)
 	}
