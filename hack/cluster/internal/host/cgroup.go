@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -108,11 +109,11 @@ func removeTree(dir string) (left int, err error) {
 		}
 		return nil
 	})
-	for i := len(dirs) - 1; i >= 0; i-- {
-		killAll(filepath.Join(dirs[i], "cgroup.procs"))
-		if e := syscall.Rmdir(dirs[i]); e != nil && !errors.Is(e, fs.ErrNotExist) {
+	for _, d := range slices.Backward(dirs) {
+		killAll(filepath.Join(d, "cgroup.procs"))
+		if e := syscall.Rmdir(d); e != nil && !errors.Is(e, fs.ErrNotExist) {
 			left++
-			err = fmt.Errorf("remove %s: %w", dirs[i], e)
+			err = fmt.Errorf("remove %s: %w", d, e)
 		}
 	}
 	return left, errors.Join(walk, err)
