@@ -46,6 +46,12 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	}
 	debug.SetGCPercent(gcPercent)
 	cfg.Log = slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
+	cfg.OnReady = func() {
+		debug.FreeOSMemory()
+		if err := forgetStart(); err != nil { // it costs memory, nothing else
+			cfg.Log.Debug("memory of the start is kept", slog.String("error", err.Error()))
+		}
+	}
 	if err := proxy.Run(ctx, cfg); err != nil {
 		fmt.Fprintf(stderr, "podseal-proxy: %v\n", err)
 		return 1

@@ -95,6 +95,8 @@ type Config struct {
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
 	// Random returns a number from 0 to below n; it must be safe for concurrent use.
 	Random func(n int) int
+	// OnReady is called once when the proxy has become ready; nil is nothing.
+	OnReady func()
 	// Now is the time that certificates are checked against. nil is time.Now.
 	Now func() time.Time
 }
@@ -199,6 +201,7 @@ func (p *proxy) run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var services sync.WaitGroup
 	services.Go(func() { p.runControl(work) })
+	services.Go(func() { p.announce(work) })
 	services.Go(func() { p.sockets.serveHTTP(work, p.log) })
 	p.sockets.inbound.accept(&services, p.log, func(c *net.TCPConn) { p.accepted(work, c, directionInbound) })
 	p.sockets.outbound.accept(&services, p.log, func(c *net.TCPConn) { p.accepted(work, c, directionOutbound) })
@@ -218,6 +221,22 @@ func (p *proxy) run(ctx context.Context) error {
 	p.handlers.Wait()
 	p.log.Info("proxy stopped")
 	return nil
+}
+
+// announce says once that the proxy is ready.
+func (p *proxy) announce(ctx context.Context) {
+	for _, there := range []<-chan struct{}{p.worlds.known, p.creds.issued} {
+		select {
+		case <-there:
+		case <-ctx.Done():
+			return
+		}
+	}
+	p.ready.Store(true)
+	p.log.Info("proxy ready")
+	if p.cfg.OnReady != nil {
+		p.cfg.OnReady()
+	}
 }
 
 // drain lets open connections finish. The outbound side goes on accepting

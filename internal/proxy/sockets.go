@@ -155,7 +155,7 @@ func (s *sockets) serveHTTP(ctx context.Context, log *slog.Logger) {
 	var all sync.WaitGroup
 	for _, x := range s.servers {
 		all.Go(func() {
-			if err := x.http.Serve(x.listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := x.http.Serve(x.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				log.Error("server failed", slog.String("addr", x.listener.Addr().String()), slog.String("error", err.Error()))
 			}
 		})
