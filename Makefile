@@ -69,8 +69,8 @@ gen-check: gen ## generated files are fresh, go.mod is tidy
 	git diff --exit-code -- '*.pb.go'
 	go mod tidy -diff
 
-bench: ## figures of this machine
-	./test/bench/run
+bench: setup images bin/cluster ## figures of this machine, on a cluster of their own (root)
+	go run ./test/bench -version $(VERSION) -page docs/performance.md
 
 fuzz: ## every fuzz target for FUZZTIME each
 	./hack/fuzz $(or $(FUZZTIME),10s)
