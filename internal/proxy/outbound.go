@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"podseal.io/podseal/internal/identity"
@@ -50,13 +51,35 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	p.balance.add(to.endpoint, 1)
 	defer p.balance.add(to.endpoint, -1)
 	defer server.Close()
-	c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
-		return stillAllowed(w, dst, to.endpoint, to.verdict == mesh)
-	})
+	if to = p.settle(c, dst, to); to.verdict == refused {
+		return // the reason is noted
+	}
 	if err := c.attach(server); err != nil {
 		return
 	}
 	p.carryOutbound(c, own, to, server)
+}
+
+// settle watches the connection from now on and decides again: dialling takes
+// its time, in which the world may have learned who is at the endpoint.
+func (p *proxy) settle(c *conn, dst netip.AddrPort, to routing) routing {
+	var encrypted atomic.Bool
+	encrypted.Store(to.verdict == mesh)
+	endpoint := to.endpoint
+	c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
+		return stillAllowed(w, dst, endpoint, encrypted.Load())
+	})
+	now := confirm(p.worlds.world(), to)
+	encrypted.Store(now.verdict == mesh)
+	if now.verdict != to.verdict {
+		p.noteRoute(c, now)
+	}
+	if now.verdict == refused {
+		c.cut(now.reason, errDetail(now.detail))
+		return now
+	}
+	c.recheck(p.worlds.world(), p.creds.current.Load())
+	return now
 }
 
 // carryOutbound shakes hands where the peer is in the mesh, and relays.

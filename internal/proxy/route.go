@@ -113,6 +113,25 @@ func routeEndpoint(at netip.AddrPort, peer *workload.Workload) routing {
 	return r
 }
 
+// confirm decides again about an endpoint that has been dialled and to which
+// nothing has been sent yet: what has turned out to be in the mesh meanwhile gets
+// no plaintext (design D11).
+func confirm(w *workload.World, to routing) routing {
+	if to.verdict != pass {
+		return to
+	}
+	peer, known := w.WorkloadAt(to.endpoint.Addr())
+	if !known {
+		if w.Awaited(to.endpoint.Addr()) {
+			to.verdict, to.reason, to.detail = refused, policy.NoEndpoint, "the pod at this address is not known yet"
+		}
+		return to
+	}
+	now := routeEndpoint(to.endpoint, peer)
+	now.service, now.balanced = to.service, to.balanced
+	return named(now)
+}
+
 // named fills in what the ClientHello says: the service by its own port
 // (contract 3.47), or the pod when no service leads to it.
 func named(r routing) routing {
