@@ -21,7 +21,7 @@ func forgetStart() error {
 	if err != nil {
 		return fmt.Errorf("read own memory map: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	unchanged, err := parseUnchanged(f)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -115,10 +116,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 // oneOf refuses a flag's value that isn't listed.
 func oneOf(flag, value string, allowed ...string) error {
-	for _, a := range allowed {
-		if value == a {
-			return nil
-		}
+	if slices.Contains(allowed, value) {
+		return nil
 	}
 	return usageError{fmt.Errorf("--%s %q: write one of %s", flag, value, strings.Join(allowed, ", "))}
 }

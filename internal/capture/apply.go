@@ -78,7 +78,7 @@ func (c chain) kernel(t *nftables.Table) *nftables.Chain {
 	if c.hook.set {
 		accept := nftables.ChainPolicyAccept
 		k.Type, k.Policy = nftables.ChainTypeNAT, &accept
-		k.Hooknum, k.Priority = nftables.ChainHookRef(nftables.ChainHook(c.hook.number)), nftables.ChainPriorityNATDest
+		k.Hooknum, k.Priority = new(nftables.ChainHook(c.hook.number)), nftables.ChainPriorityNATDest
 	}
 	return k
 }

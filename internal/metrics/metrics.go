@@ -51,7 +51,7 @@ var labelNames = []string{
 }
 
 // requestNames follow labelNames in the request metrics.
-var requestNames = append(labelNames[:len(labelNames):len(labelNames)], "response_code", "grpc_response_status")
+var requestNames = append(slices.Clip(labelNames), "response_code", "grpc_response_status")
 
 // milliseconds are the bucket bounds of Istio's duration histogram.
 var milliseconds = []float64{0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000}

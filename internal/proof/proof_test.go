@@ -171,8 +171,11 @@ func TestFormats(t *testing.T) {
 			}
 			k := newTalk(from, to).open().say(fromClient, []byte(request)).say(fromServer, []byte(page)).close()
 			for _, r := range []*recorder{
-				{order: binary.LittleEndian}, {order: binary.BigEndian}, {order: binary.LittleEndian, nano: true},
-				{order: binary.BigEndian, nano: true}, {order: binary.LittleEndian, vlan: true},
+				{order: binary.LittleEndian},
+				{order: binary.BigEndian},
+				{order: binary.LittleEndian, nano: true},
+				{order: binary.BigEndian, nano: true},
+				{order: binary.LittleEndian, vlan: true},
 			} {
 				r.link = link
 				recordAs(r)
@@ -222,7 +225,7 @@ func TestOrder(t *testing.T) {
 func TestOverlap(t *testing.T) {
 	k := newTalk(client, server).open().say(fromClient, []byte("GET / HT"))
 	k.next[fromClient] -= 4
-	k.say(fromClient, []byte("/ HTTP/1.1\r\n\r\n")[2-2:])
+	k.say(fromClient, []byte("/ HTTP/1.1\r\n\r\n"))
 	f := one(t, k)
 	if f.Sent.PlainBytes != 18 || f.Sent.LostBytes != 0 {
 		t.Errorf("got %+v", f.Sent)

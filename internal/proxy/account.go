@@ -13,7 +13,7 @@ import (
 
 // Names for traffic of no service (contract 7.6).
 const (
-	passthroughCluster        = "PassthroughCluster"
+	passthroughCluster        = "PassthroughCluster" //nolint:gosec // a cluster's name, not a password
 	inboundPassthroughCluster = "InboundPassthroughCluster"
 )
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"podseal.io/podseal/internal/identity"
-	"podseal.io/podseal/internal/metrics"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/workload"
 )
@@ -42,7 +41,6 @@ type conn struct {
 	server *net.TCPConn
 	ended  bool // a reason was given, or the sockets were closed
 	checks []checkFunc
-	count  *metrics.TCP
 }
 
 // note records facts.
@@ -172,6 +170,7 @@ type conns struct {
 	limit int
 
 	mu    sync.Mutex
+	total uint64 // ever added
 	open  map[*conn]struct{}
 	empty chan struct{} // closed when the last one is gone; nil when nobody waits
 }
@@ -186,6 +185,7 @@ func (s *conns) add(c *conn) bool {
 		return false
 	}
 	s.open[c] = struct{}{}
+	s.total++
 	return true
 }
 
@@ -197,6 +197,13 @@ func (s *conns) remove(c *conn) {
 		close(s.empty)
 		s.empty = nil
 	}
+}
+
+// count returns how many connections are open, and how many there ever were.
+func (s *conns) count() (open int, total uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open), s.total
 }
 
 // all returns the open connections, oldest first.

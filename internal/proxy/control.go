@@ -126,7 +126,7 @@ func (r *rootFileCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.A
 
 // Info implements credentials.TransportCredentials.
 func (r *rootFileCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: r.name}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements credentials.TransportCredentials.

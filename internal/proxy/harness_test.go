@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -213,7 +214,8 @@ func expect(t testing.TB, c io.Reader, text string) {
 func ends(t testing.TB, c io.Reader) error {
 	t.Helper()
 	_, err := io.Copy(io.Discard, c)
-	if ne, ok := err.(net.Error); ok && ne.Timeout() {
+	var ne net.Error
+	if errors.As(err, &ne) && ne.Timeout() {
 		t.Fatal("the connection is still open")
 	}
 	return err

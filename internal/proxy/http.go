@@ -118,11 +118,11 @@ const (
 )
 
 // serve serves the connection until it ends or the context does, and closes
-// both sides. It returns how many bytes came from the client and went to it, and
-// why it ended if not in an orderly way: wire.ErrMalformed or wire.ErrTooLarge
+// both sides. Received and Sent count the bytes. It returns why it ended if not in
+// an orderly way: wire.ErrMalformed or wire.ErrTooLarge
 // for a request that was refused, errHTTPApp, or the error of the client's socket.
 // How each request fared is in RequestInfo.
-func (h *httpRelay) serve(ctx context.Context) (received, sent int64, err error) {
+func (h *httpRelay) serve(ctx context.Context) error {
 	h.prepare()
 	stop := context.AfterFunc(ctx, h.abort)
 	defer stop()
@@ -132,7 +132,7 @@ func (h *httpRelay) serve(ctx context.Context) (received, sent int64, err error)
 			h.respond(ctx)
 		}
 	})
-	err = h.requests(ctx)
+	err := h.requests(ctx)
 	close(h.begin)
 	responder.Wait()
 	h.dropApp()
@@ -142,7 +142,7 @@ func (h *httpRelay) serve(ctx context.Context) (received, sent int64, err error)
 	}
 	h.in.release()
 	h.out.release()
-	return h.Received.Load(), h.Sent.Load(), err
+	return err
 }
 
 func (h *httpRelay) prepare() {

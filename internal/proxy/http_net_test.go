@@ -49,7 +49,7 @@ func httpFront(t testing.TB, handler http.HandlerFunc, edit func(h *httpRelay)) 
 			if edit != nil {
 				edit(h)
 			}
-			relays.Go(func() { _, _, _ = h.serve(ctx) })
+			relays.Go(func() { _ = h.serve(ctx) })
 		}
 	})
 	t.Cleanup(func() {
@@ -113,7 +113,7 @@ func TestHTTPWithNetHTTP(t *testing.T) {
 					t.Fatal(err)
 				}
 				got, err := io.ReadAll(resp.Body)
-				if err != nil || resp.StatusCode != 200 {
+				if err != nil || resp.StatusCode != http.StatusOK {
 					t.Fatalf("%s, %v", resp.Status, err)
 				}
 				_ = resp.Body.Close()
@@ -137,7 +137,7 @@ func TestHTTPTrailers(t *testing.T) {
 		_, _ = io.Copy(w, r.Body)
 		w.Header().Set("X-Sum", r.Trailer.Get("X-Up"))
 	}, nil)
-	req, err := http.NewRequest("POST", url, io.MultiReader(strings.NewReader("hello")))
+	req, err := http.NewRequest(http.MethodPost, url, io.MultiReader(strings.NewReader("hello")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestHTTPContinue(t *testing.T) {
 			Got100Continue: func() { continued.Store(true) },
 			Got1xxResponse: func(int, textproto.MIMEHeader) error { return nil },
 		})
-		req, err := http.NewRequestWithContext(ctx, "POST", url+path, strings.NewReader(strings.Repeat("x", 100_000)))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+path, strings.NewReader(strings.Repeat("x", 100_000)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -233,7 +233,7 @@ func TestHTTPBothWays(t *testing.T) {
 		}
 	}, nil)
 	up, feed := io.Pipe()
-	req, err := http.NewRequest("POST", url, up)
+	req, err := http.NewRequest(http.MethodPost, url, up)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func TestHTTPLarge(t *testing.T) {
 			if path == "/up" {
 				body = io.LimitReader(&repeat{block: block}, size)
 			}
-			req, err := http.NewRequest("POST", url+path, body)
+			req, err := http.NewRequest(http.MethodPost, url+path, body)
 			if err != nil {
 				t.Error(err)
 				return
@@ -352,7 +352,7 @@ func BenchmarkHTTPRelay(b *testing.B) {
 	toApp, app := tcpPair(b)
 	h := &httpRelay{Client: inner, App: toApp, Decorator: "web.shop.svc.cluster.local:80/*"}
 	var all sync.WaitGroup
-	all.Go(func() { _, _, _ = h.serve(context.Background()) })
+	all.Go(func() { _ = h.serve(context.Background()) })
 	response := []byte("HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Fri, 24 Jan 2025 09:14:20 GMT\r\nContent-Type: text/html\r\nContent-Length: 615\r\n\r\n" + strings.Repeat("w", 615))
 	all.Go(func() {
 		buf := make([]byte, 4096)

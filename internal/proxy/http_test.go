@@ -171,7 +171,7 @@ func TestHTTPDocument(t *testing.T) {
 	if err := r.end(); err != nil {
 		t.Error(err)
 	}
-	if r.flags() != "-" || r.infos[0].Method != "GET" || r.infos[0].Status != 200 {
+	if r.flags() != "-" || r.infos[0].Method != http.MethodGet || r.infos[0].Status != 200 {
 		t.Errorf("reported %+v", r.infos)
 	}
 }
@@ -373,7 +373,7 @@ func TestHTTPContext(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _, _ = relay.serve(ctx)
+		_ = relay.serve(ctx)
 	}()
 	_, _ = io.WriteString(client, plainGet+"\r\n")
 	if _, err := app.Read(make([]byte, 1)); err != nil {

@@ -183,7 +183,7 @@ func TestDrainAndQuitRequests(t *testing.T) {
 			t.Errorf("GET %s: %d", path, code)
 		}
 		w := httptest.NewRecorder()
-		r := httptest.NewRequest("POST", path, nil)
+		r := httptest.NewRequest(http.MethodPost, path, nil)
 		r.RemoteAddr = "10.0.0.9:1234"
 		p.clientSide.metricsHandler().ServeHTTP(w, r)
 		if w.Code != http.StatusForbidden {
@@ -217,7 +217,7 @@ func TestReadiness(t *testing.T) {
 	}
 	ask := func() (int, string) {
 		w := httptest.NewRecorder()
-		p.healthHandler().ServeHTTP(w, httptest.NewRequest("GET", "/healthz/ready", nil))
+		p.healthHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
 		return w.Code, w.Body.String()
 	}
 	if code, body := ask(); code != 503 || !strings.Contains(body, "control plane") || !strings.Contains(body, "certificate") {

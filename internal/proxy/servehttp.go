@@ -48,7 +48,7 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 	if snap := in.p.creds.current.Load(); snap != nil {
 		h.OwnURI = snap.Credential.ID.URI()
 	}
-	_, _, err := h.serve(ctx)
+	err := h.serve(ctx)
 	switch {
 	case err == nil:
 	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge):
