@@ -43,6 +43,9 @@ func (p *proxy) serveInbound(ctx context.Context, c *conn) {
 	if err == nil && p.isOwnPort(dst.Port()) {
 		err = errDetail("the original destination is this proxy itself") // contract 2.32
 	}
+	if err == nil && smuggled(addrPort(c.client.RemoteAddr()).Addr(), dst.Addr()) {
+		err = errDetail("the original destination is an address that only the pod itself can mean")
+	}
 	if err != nil {
 		c.cut(policy.NoDestination, err)
 		return
@@ -67,6 +70,11 @@ func (p *proxy) serveInbound(ctx context.Context, c *conn) {
 	}
 	in.decide(ctx, first)
 }
+
+// smuggled reports whether a client elsewhere asks for a loopback address. The
+// kernel drops such a packet, but capture redirects it before it looks, and what
+// listens there was never meant for others. A neighbour on the link can send one.
+func smuggled(from, to netip.Addr) bool { return to.Unmap().IsLoopback() && !from.Unmap().IsLoopback() }
 
 // firstBytes looks at what comes first. Where plaintext is allowed the
 // application is connected at once, as it may be the one that speaks (design D9);
