@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -79,10 +80,7 @@ func newHTTPRig(t testing.TB, edit func(r *httpRig)) *httpRig {
 		edit(r)
 	}
 	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
-	go func() {
-		_, _, err := r.relay.serve(t.Context())
-		r.ended <- err
-	}()
+	go func() { r.ended <- r.relay.serve(t.Context()) }()
 	return r
 }
 
