@@ -13,10 +13,10 @@ import (
 // extent is a piece of the address space.
 type extent struct{ start, size uintptr }
 
-// forgetStart takes the pages of the program's own file out of memory that only
-// its start needed; what is needed again is mapped again from the page cache.
+// forgetProgram takes the pages of the program's own file out of memory, of which
+// an idle proxy needs few; those are mapped again from the page cache.
 // Half of what a small idle proxy holds is such pages.
-func forgetStart() error {
+func forgetProgram() error {
 	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return fmt.Errorf("read own memory map: %w", err)

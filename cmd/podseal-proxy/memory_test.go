@@ -35,9 +35,9 @@ func TestParseUnchanged(t *testing.T) {
 	}
 }
 
-func TestForgetStart(t *testing.T) {
+func TestForgetProgram(t *testing.T) {
 	for range 2 { // the program goes on after it
-		if err := forgetStart(); err != nil {
+		if err := forgetProgram(); err != nil {
 			t.Fatal(err)
 		}
 	}

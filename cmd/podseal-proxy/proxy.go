@@ -46,10 +46,10 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	}
 	debug.SetGCPercent(gcPercent)
 	cfg.Log = slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
-	cfg.OnReady = func() {
+	cfg.OnIdle = func() {
 		debug.FreeOSMemory()
-		if err := forgetStart(); err != nil { // it costs memory, nothing else
-			cfg.Log.Debug("memory of the start is kept", slog.String("error", err.Error()))
+		if err := forgetProgram(); err != nil { // it costs memory, nothing else
+			cfg.Log.Debug("memory that is not needed is kept", slog.String("error", err.Error()))
 		}
 	}
 	if err := proxy.Run(ctx, cfg); err != nil {

@@ -95,8 +95,10 @@ type Config struct {
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
 	// Random returns a number from 0 to below n; it must be safe for concurrent use.
 	Random func(n int) int
-	// OnReady is called once when the proxy has become ready; nil is nothing.
-	OnReady func()
+	// OnIdle is called when the proxy has become ready, and again each time that
+	// it has carried nothing for a while after it had carried something; nil is
+	// nothing.
+	OnIdle func()
 	// Now is the time that certificates are checked against. nil is time.Now.
 	Now func() time.Time
 }
@@ -223,7 +225,7 @@ func (p *proxy) run(ctx context.Context) error {
 	return nil
 }
 
-// announce says once that the proxy is ready.
+// announce says once that the proxy is ready, and from then on when it is idle.
 func (p *proxy) announce(ctx context.Context) {
 	for _, there := range []<-chan struct{}{p.worlds.known, p.creds.issued} {
 		select {
@@ -234,8 +236,8 @@ func (p *proxy) announce(ctx context.Context) {
 	}
 	p.ready.Store(true)
 	p.log.Info("proxy ready")
-	if p.cfg.OnReady != nil {
-		p.cfg.OnReady()
+	if p.cfg.OnIdle != nil {
+		p.tellIdle(ctx)
 	}
 }
 
