@@ -26,6 +26,7 @@ const (
 	defaultProbe   = time.Second
 	longestProbe   = time.Hour
 	scrapeDeadline = 10 * time.Second
+	maxScrapes     = 2 // at a time, as each may hold maxScrape
 )
 
 // probers are the application's own probes by the path that the kubelet asks
@@ -117,6 +118,7 @@ func (p *proxy) serveProbe(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
+	probeBounds(w, timeout)
 	var err error
 	switch {
 	case probe.HTTPGet != nil:
@@ -130,6 +132,16 @@ func (p *proxy) serveProbe(w http.ResponseWriter, r *http.Request) {
 		p.log.Debug("probe failed", slog.String("path", r.URL.Path), slog.String("error", err.Error()))
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
+}
+
+// probeBounds gives a probe the time that its pod gives it, whatever the server's
+// own bounds are, and the answer some more.
+func probeBounds(w http.ResponseWriter, timeout time.Duration) {
+	end := time.Now().Add(timeout + askTimeout)
+	c := http.NewResponseController(w)
+	// They fail only on a connection that has ended.
+	_ = c.SetReadDeadline(end)
+	_ = c.SetWriteDeadline(end)
 }
 
 // dialPod connects to a port of the application as inbound connections do.
@@ -164,6 +176,7 @@ func (p *proxy) probeHTTP(ctx context.Context, w http.ResponseWriter, r *http.Re
 		return fmt.Errorf("make probe: %w", err)
 	}
 	req.Header = r.Header.Clone()
+	req.Header.Del("X-Forwarded-Client-Cert") // whoever asks here has proved nothing (contract 2.47)
 	req.Host = net.JoinHostPort(hostOnly(r.Host), strconv.Itoa(int(probe.Port)))
 	for _, h := range probe.HTTPHeaders {
 		if strings.EqualFold(h.Name, "Host") {
@@ -217,6 +230,12 @@ func (p *proxy) probeGRPC(ctx context.Context, probe *grpcProbe) error {
 func (p *proxy) appMetrics(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, scrapeDeadline)
 	defer cancel()
+	select {
+	case p.scrapes <- struct{}{}:
+		defer func() { <-p.scrapes }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read metrics of the application: %w", ctx.Err())
+	}
 	m := p.cfg.AppMetrics
 	url := "http://" + net.JoinHostPort(p.podAddress().String(), strconv.Itoa(int(m.Port))) + "/" + strings.TrimPrefix(m.Path, "/")
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)

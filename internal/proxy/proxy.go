@@ -134,6 +134,7 @@ type proxy struct {
 	metrics     *metrics.Set
 	records     ring
 	probers     probers
+	scrapes     chan struct{}              // one element for each scrape of the application that is under way
 	control     atomic.Pointer[xds.Client] // nil without a control plane
 
 	sockets  sockets
@@ -160,7 +161,7 @@ func newProxy(cfg Config) (*proxy, error) {
 	}
 	p := &proxy{
 		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random),
-		metrics: metrics.New(cfg.Version, cfg.Now), quit: make(chan struct{}),
+		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
 	}
 	var err error
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {

@@ -56,12 +56,24 @@ func (p *proxy) bind(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		p.sockets.servers = append(p.sockets.servers, server{listener, &http.Server{
-			Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
-			ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-		}})
+		p.sockets.servers = append(p.sockets.servers, server{listener, httpServer(s.handler, p.log)})
 	}
 	return nil
+}
+
+// Bounds of one request to the proxy's own ports, which anybody may connect to:
+// nobody's silence may hold memory. Probes have their own ([probeBounds]).
+const (
+	askTimeout    = 15 * time.Second
+	answerTimeout = 30 * time.Second
+)
+
+func httpServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: askTimeout, WriteTimeout: answerTimeout,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 }
 
 // bindCapture listens on an address; on both families if it names no host.

@@ -1,0 +1,113 @@
+package proxy
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"podseal.io/podseal/internal/workload"
+)
+
+// asked is an application that answers every request with answer.
+func asked(t *testing.T, pod *workload.Workload, answer http.HandlerFunc) uint16 {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", netip.AddrPortFrom(pod.Addresses[0], 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(answer)
+	s.Listener.Close()
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	return addrPort(l.Addr()).Port()
+}
+
+// The ports that anybody may connect to don't wait for ever, neither for a request
+// whose body never comes nor for somebody who doesn't read the answer.
+func TestOwnPortsAreBounded(t *testing.T) {
+	m := newTestMesh(t)
+	p := m.start(m.pod("web"))
+	for _, s := range p.sockets.servers {
+		if s.http.ReadTimeout <= 0 || s.http.WriteTimeout <= 0 || s.http.ReadHeaderTimeout <= 0 || s.http.IdleTimeout <= 0 {
+			t.Errorf("%s: %+v", s.listener.Addr(), s.http)
+		}
+	}
+}
+
+// A probe may take as long as its pod says, and brings no proof of identity that
+// nobody has checked (contract 5.38, 2.47).
+func TestSlowProbe(t *testing.T) {
+	m := newTestMesh(t)
+	pod := m.pod("web")
+	port := asked(t, pod, func(w http.ResponseWriter, r *http.Request) {
+		slow := time.NewTimer(200 * time.Millisecond)
+		defer slow.Stop()
+		select {
+		case <-slow.C:
+		case <-r.Context().Done():
+		}
+		_, _ = io.WriteString(w, r.Header.Get("X-Probe")+r.Header.Get("X-Forwarded-Client-Cert"))
+	})
+	text, err := json.Marshal(map[string]any{"/app-health/web/readyz": map[string]any{"httpGet": map[string]any{"path": "/", "port": port}, "timeoutSeconds": 10}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.start(pod, func(c *Config) { c.Probers = text })
+	s := httptest.NewUnstartedServer(nil)
+	s.Config = httpServer(p.metricsHandler(), slog.New(slog.DiscardHandler))
+	s.Config.ReadTimeout, s.Config.WriteTimeout = 20*time.Millisecond, 20*time.Millisecond
+	s.Start()
+	defer s.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/app-health/web/readyz", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Probe", "yes")
+	req.Header.Set("X-Forwarded-Client-Cert", "URI=spiffe://cluster.local/ns/shop/sa/admin")
+	res, err := s.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if body, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusOK || string(body) != "yes" {
+		t.Errorf("%d %q, %v", res.StatusCode, body, err)
+	}
+}
+
+// However many ask for metrics, few answers of the application are held at a time.
+func TestScrapesAreBounded(t *testing.T) {
+	m := newTestMesh(t)
+	pod := m.pod("web")
+	var now, most atomic.Int32
+	port := asked(t, pod, func(http.ResponseWriter, *http.Request) {
+		most.Store(max(most.Load(), now.Add(1)))
+		defer now.Add(-1)
+		slow := time.NewTimer(5 * time.Millisecond)
+		defer slow.Stop()
+		<-slow.C
+	})
+	p := m.start(pod, func(c *Config) { c.AppMetrics = AppMetrics{Port: port, Path: "/metrics"} })
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			w := httptest.NewRecorder()
+			p.metricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+			if w.Code != http.StatusOK {
+				t.Errorf("%d", w.Code)
+			}
+		})
+	}
+	all.Wait()
+	if n := most.Load(); n < 1 || n > maxScrapes {
+		t.Errorf("%d at a time", n)
+	}
+}
