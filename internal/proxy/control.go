@@ -126,7 +126,8 @@ func (r *rootFileCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.A
 
 // Info implements credentials.TransportCredentials.
 func (r *rootFileCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+	//nolint:staticcheck // deprecated for callers of Info; an implementation still has to say it, or :authority is the address
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: r.name}
 }
 
 // Clone implements credentials.TransportCredentials.
