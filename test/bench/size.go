@@ -46,7 +46,7 @@ func (m *mesh) memory(ctx context.Context, o options, r *report) error {
 		return err
 	}
 	r.add(figure{Name: "idle proxy, resident (RSS)", Unit: "MB", Value: idle["Rss"], Limit: memoryLimit})
-	r.add(figure{Name: "idle proxy, its share (PSS)", Unit: "MB", Value: idle["Pss"], Limit: memoryLimit, Note: "three proxies on the node"})
+	r.add(figure{Name: "idle proxy, its share (PSS)", Unit: "MB", Value: idle["Pss"], Limit: memoryLimit})
 	r.add(figure{Name: "idle proxy, its own (anonymous)", Unit: "MB", Value: idle["Anonymous"]})
 	if pid, err = process(m.servers[meshed], "istio-proxy"); err != nil {
 		return err
