@@ -99,7 +99,7 @@ func (c *conn) because(reason policy.Reason, err error) {
 	}
 	c.facts.Reason = reason
 	if err != nil {
-		c.facts.Error = err.Error()
+		c.facts.Error = brief(err.Error(), maxError)
 	}
 }
 

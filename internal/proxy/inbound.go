@@ -125,12 +125,13 @@ func (in *inbound) firstBytes(ctx context.Context, mode policy.Mode) (sight, err
 // decide registers the connection for changes of policy, then decides with the
 // policy in force, and does what was decided.
 func (in *inbound) decide(ctx context.Context, first sight) {
+	seen := first.seen // all that the check below may keep for as long as the connection lasts
 	now := func(w *workload.World) (policy.Action, policy.Reason) {
 		own, ok := w.Workload(in.p.worlds.self)
 		if !ok {
 			return policy.Close, policy.NoDestination
 		}
-		return policy.Decide(own.Modes.Port(in.dst.Port()), own.PortOf(in.dst.Port()).Protocol, first.seen)
+		return policy.Decide(own.Modes.Port(in.dst.Port()), own.PortOf(in.dst.Port()).Protocol, seen)
 	}
 	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
 		if action, _ := now(w); action == policy.Close {
@@ -140,7 +141,7 @@ func (in *inbound) decide(ctx context.Context, first sight) {
 	})
 	action, reason := now(in.p.worlds.world())
 	in.c.note(func(r *Record) {
-		r.SNI, r.ALPN = first.hello.SNI, strings.Join(first.hello.ALPN, ",")
+		r.SNI, r.ALPN = brief(first.hello.SNI, maxName), brief(strings.Join(first.hello.ALPN, ","), maxName)
 		r.Security = securityPlaintext
 		if !first.seen.Plaintext() {
 			r.Security = securityForeignTLS // until a handshake says more

@@ -1,8 +1,14 @@
 package proxy
 
 import (
+	"crypto/tls"
+	"errors"
 	"net/netip"
+	"strings"
 	"testing"
+
+	"podseal.io/podseal/internal/meshtest"
+	"podseal.io/podseal/internal/policy"
 )
 
 // What listens on localhost only is not to be reached through capture, which
@@ -21,5 +27,27 @@ func TestLoopbackIsNotForOthers(t *testing.T) {
 		if got := smuggled(netip.MustParseAddr(tt.from), netip.MustParseAddr(tt.to)); got != tt.want {
 			t.Errorf("from %s to %s: %v", tt.from, tt.to, got)
 		}
+	}
+}
+
+// What a stranger's ClientHello says is in the record, but not 60 KB of it.
+func TestRecordsAreBounded(t *testing.T) {
+	p := newPair(t, policy.TCP, meshtest.Echo)
+	p.mode(p.server, policy.Strict)
+	names := make([]string, 250)
+	for i := range names {
+		names[i] = strings.Repeat("é", 100)
+	}
+	raw := p.connect(p.outsider(), p.app)
+	_ = tls.Client(raw, &tls.Config{InsecureSkipVerify: true, ServerName: strings.Repeat("a", 60) + ".example", NextProtos: names}).Handshake()
+	ends(t, raw)
+	r := record(t, p.inside, anyRecord)
+	if !strings.HasPrefix(r.ALPN, names[0]) || len(r.ALPN) > maxName || !strings.HasPrefix(r.SNI, "aaa") {
+		t.Errorf("%d bytes of ALPN, SNI %q", len(r.ALPN), r.SNI)
+	}
+	var c conn
+	c.because(policy.PeerUnverified, errors.New(strings.Repeat("x", 10*maxError)))
+	if n := len(c.facts.Error); n != maxError {
+		t.Errorf("%d bytes of error", n)
 	}
 }

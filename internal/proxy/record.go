@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,13 @@ import (
 
 // keptRecords is how many of the last records the admin port shows.
 const keptRecords = 200
+
+// Bounds, in bytes, of what a record takes from strangers: names in a ClientHello,
+// and errors, which may quote a certificate.
+const (
+	maxName  = 256
+	maxError = 1 << 10
+)
 
 // What a connection's bytes were protected by.
 const (
@@ -89,6 +97,15 @@ func (r *Record) log(ctx context.Context, log *slog.Logger) {
 	text("reason", string(r.Reason))
 	text("error", r.Error)
 	log.LogAttrs(ctx, slog.LevelInfo, "connection", attrs...)
+}
+
+// brief cuts a text to at most n bytes, and copies what it cuts so that the rest
+// isn't held.
+func brief(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(strings.Clone(s[:n]), "")
 }
 
 // ring keeps the last records.
