@@ -19,10 +19,13 @@ import (
 	"podseal.io/podseal/internal/settings"
 )
 
-// Bounds of what is kept of reviews: how long one holds and how many are kept.
+// Bounds of what is kept of reviews: how long one holds and how many are kept. And
+// how many are asked for at a time: whoever reaches port 15012 can make us ask,
+// and the API server must not feel it.
 const (
 	reviewHolds = time.Minute
 	maxReviews  = 4096
+	maxAsking   = 64
 )
 
 // userPrefix begins the user name of a service account.
@@ -38,7 +41,8 @@ type reviewerConfig struct {
 // was accepted holds for a minute, or until the token expires if that is sooner;
 // what was refused is asked again.
 type reviewer struct {
-	cfg reviewerConfig
+	cfg    reviewerConfig
+	asking chan struct{} // an element for each question that is under way
 
 	mu   sync.Mutex
 	kept map[[sha256.Size]byte]kept
@@ -50,7 +54,7 @@ type kept struct {
 }
 
 func newReviewer(cfg reviewerConfig) *reviewer {
-	return &reviewer{cfg: cfg, kept: map[[sha256.Size]byte]kept{}}
+	return &reviewer{cfg: cfg, asking: make(chan struct{}, maxAsking), kept: map[[sha256.Size]byte]kept{}}
 }
 
 func reviewThrough(c client.Client) func(context.Context, *authenticationv1.TokenReview) error {
@@ -67,7 +71,7 @@ func (r *reviewer) Review(ctx context.Context, token string) (ca.Caller, error) 
 		return caller, nil
 	}
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{settings.TokenAudience}}}
-	if err := r.cfg.Create(ctx, review); err != nil {
+	if err := r.ask(ctx, review); err != nil {
 		return ca.Caller{}, fmt.Errorf("%w: %w", ca.ErrReviewUnavailable, err)
 	}
 	caller, err := callerOf(&review.Status)
@@ -76,6 +80,16 @@ func (r *reviewer) Review(ctx context.Context, token string) (ca.Caller, error) 
 	}
 	r.keep(hash, kept{caller, earliest(now.Add(reviewHolds), expiry(token))}, now)
 	return caller, nil
+}
+
+func (r *reviewer) ask(ctx context.Context, review *authenticationv1.TokenReview) error {
+	select {
+	case r.asking <- struct{}{}:
+		defer func() { <-r.asking }()
+	case <-ctx.Done():
+		return fmt.Errorf("wait for other reviews: %w", context.Cause(ctx))
+	}
+	return r.cfg.Create(ctx, review)
 }
 
 func (r *reviewer) recall(hash [sha256.Size]byte, now time.Time) (ca.Caller, bool) {

@@ -12,7 +12,10 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -139,6 +142,37 @@ func TestReviewsAreBounded(t *testing.T) {
 	if len(r.kept) > maxReviews {
 		t.Errorf("%d reviews are kept", len(r.kept))
 	}
+}
+
+// A crowd of strangers is not passed on to the API server all at once.
+func TestReviewsAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var now, most atomic.Int32
+		r := newReviewer(reviewerConfig{Now: at(epoch), Create: func(context.Context, *authenticationv1.TokenReview) error {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			<-time.After(time.Second)
+			return nil
+		}})
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		var refused, late atomic.Int32
+		var all sync.WaitGroup
+		for i := range 3 * maxAsking {
+			all.Go(func() {
+				_, err := r.Review(ctx, fmt.Sprint("stranger ", i))
+				if errors.Is(err, ca.ErrReviewUnavailable) {
+					late.Add(1)
+				} else if err != nil {
+					refused.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if most.Load() != maxAsking || refused.Load() != 2*maxAsking || late.Load() != maxAsking {
+			t.Errorf("%d at a time, %d refused, %d too late", most.Load(), refused.Load(), late.Load())
+		}
+	})
 }
 
 func FuzzExpiry(f *testing.F) {

@@ -18,11 +18,16 @@ import (
 	"podseal.io/podseal/internal/xds/xdspb"
 )
 
-// maxRequest and maxSend bound one message, in bytes.
+// maxRequest and maxSend bound one message, maxHeader the metadata of a call, in
+// bytes. Without the last a stranger may send 16 MB before anybody asks who it is.
 const (
 	maxRequest = 1 << 20
 	maxSend    = 64 << 20
+	maxHeader  = 64 << 10
 )
+
+// maxIdle is how long a connection without a stream stays open.
+const maxIdle = 5 * time.Minute
 
 // hello is how long a new stream may take to send its first request.
 const hello = 30 * time.Second
@@ -106,12 +111,14 @@ func (s *Server) Register(g grpc.ServiceRegistrar) {
 }
 
 // ServerOptions are the options that a gRPC server needs to serve this:
-// message sizes, and pings that tell a dead client from a silent one.
+// sizes of messages and headers, pings that tell a dead client from a silent one,
+// and an end for connections that nobody uses.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(maxSend),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
 }
