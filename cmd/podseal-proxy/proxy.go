@@ -100,6 +100,7 @@ func proxyConfig(args []string, getenv func(string) string, stderr io.Writer) (p
 		env.fault(fmt.Errorf("argument %q is not understood", fs.Arg(0)))
 	}
 	env.pod(&cfg)
+	cfg.Linger = proxy.DefaultLinger
 	if err := errors.Join(env.faults...); err != nil {
 		fmt.Fprintf(stderr, "podseal-proxy: %v\n", err)
 		return cfg, 0, 2

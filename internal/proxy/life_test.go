@@ -160,6 +160,32 @@ func TestDrainLetsConnectionsFinish(t *testing.T) {
 	}
 }
 
+// Contract 5.46: for a while after the pod began to end, clients that have not
+// heard of it are served.
+func TestDrainLingers(t *testing.T) {
+	m := newTestMesh(t)
+	web := m.pod("web")
+	app := meshtest.Serve(t, web.Addresses[0], meshtest.Echo)
+	p, stop := m.startStoppable(web, func(c *Config) { c.Drain, c.Linger = time.Hour, time.Hour })
+	ended := make(chan struct{})
+	go func() { stop(); close(ended) }()
+	eventually(t, p.draining.Load)
+	c := m.connect(m.outsider(), app)
+	exchange(t, c, "new while draining")
+	c.Close()
+	eventually(t, func() bool { return len(p.conns.all()) == 0 })
+	select {
+	case <-ended:
+		t.Fatal("ended while clients may still come")
+	default:
+	}
+	exchange(t, m.connect(m.outsider(), app), "after there was none")
+	if code, _ := get(t, p, 1, "POST", "/quitquitquit"); code != http.StatusOK {
+		t.Errorf("quit: %d", code)
+	}
+	<-ended
+}
+
 func TestDrainTimeEnds(t *testing.T) {
 	m := newTestMesh(t)
 	web := m.pod("web")
@@ -319,7 +345,7 @@ func httpApp(t *testing.T, pod *workload.Workload, encrypted bool) netip.AddrPor
 	mux := http.NewServeMux()
 	mux.HandleFunc("/ok", func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		_, _ = io.WriteString(w, host+" "+r.Header.Get("X-Probe")+" "+r.Host)
+		_, _ = io.WriteString(w, host+" "+r.Header.Get("X-Probe")+" "+r.Host+r.Header.Get("Accept-Encoding")) // the kubelet sends none
 	})
 	mux.HandleFunc("/broken", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	mux.HandleFunc("/moved", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusFound) })

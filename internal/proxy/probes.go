@@ -155,8 +155,9 @@ func (p *proxy) probeClient(port uint16) *http.Client {
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dialPod(ctx, port) },
-			DisableKeepAlives: true,
+			DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dialPod(ctx, port) },
+			DisableKeepAlives:  true,
+			DisableCompression: true, // the kubelet asks for none
 			//nolint:gosec // the kubelet doesn't verify either (contract 5.38)
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		},

@@ -43,6 +43,7 @@ import (
 const (
 	DefaultMaxConnections = 65536
 	DefaultDrain          = 5 * time.Second // contract 5.46
+	DefaultLinger         = 5 * time.Second // contract 5.46: the least time to drain
 	defaultIdle           = time.Hour       // contract 2.36
 	worldTimeout          = 10 * time.Second
 	acceptPause           = 10 * time.Millisecond
@@ -83,6 +84,7 @@ type Config struct {
 	Listen         Listen
 	MaxConnections int           // 0 is DefaultMaxConnections
 	Drain          time.Duration // how long open connections may finish
+	Linger         time.Duration // how long, within Drain, new connections are still taken
 	Probers        []byte        // JSON of ISTIO_KUBE_APP_PROBERS (contract 5.37), or empty
 	AppMetrics     AppMetrics    // merged with the proxy's own (contract 5.49)
 
@@ -118,6 +120,7 @@ func (c *Config) Validate() error {
 	need(c.Random != nil, "no source of chance")
 	need(c.MaxConnections >= 0, "the maximum of connections is negative")
 	need(c.Drain >= 0, "the drain time is negative")
+	need(c.Linger >= 0, "the time to linger is negative")
 	return errors.Join(faults...)
 }
 
@@ -242,27 +245,37 @@ func (p *proxy) announce(ctx context.Context) {
 	}
 }
 
-// drain lets open connections finish. The outbound side goes on accepting
-// meanwhile, since an application that is ending may still need to speak. After
-// POST /drain the application has had its time already (contract 5.47), and
-// after POST /quitquitquit there is nothing to wait for (contract 5.48).
+// drain lets open connections finish. Nothing is refused at first, since clients
+// go on to connect until every node knows that the pod is ending; then the
+// inbound side is closed. The outbound side accepts to the end, since an
+// application that is ending may still need to speak (contract 5.46). After POST
+// /drain the application has had its time already (contract 5.47), and after
+// POST /quitquitquit there is nothing to wait for (contract 5.48).
 func (p *proxy) drain(quit bool) {
 	told := p.draining.Swap(true)
-	p.sockets.inbound.close()
 	if quit || told || p.cfg.Drain == 0 {
+		p.sockets.inbound.close()
 		p.log.Info("proxy stops at once", slog.Int("connections", len(p.conns.all())), slog.Bool("told_to_quit", quit))
 		return
 	}
-	timer := time.NewTimer(p.cfg.Drain)
-	defer timer.Stop()
+	over, linger := time.NewTimer(p.cfg.Drain), time.NewTimer(min(p.cfg.Linger, p.cfg.Drain))
+	defer over.Stop()
+	defer linger.Stop()
+	select {
+	case <-linger.C:
+	case <-p.quit:
+	}
+	p.sockets.inbound.close()
 	select {
 	case <-p.conns.none():
-		p.log.Info("proxy drained, all connections have finished")
-	case <-timer.C:
-		p.log.Warn("proxy drain time is over, cutting what is open", slog.Int("connections", len(p.conns.all())), slog.Duration("drain", p.cfg.Drain))
+	case <-over.C:
 	case <-p.quit:
-		p.log.Info("proxy told to quit while draining", slog.Int("connections", len(p.conns.all())))
 	}
+	if open := len(p.conns.all()); open > 0 {
+		p.log.Warn("proxy drain time is over, cutting what is open", slog.Int("connections", open), slog.Duration("drain", p.cfg.Drain))
+		return
+	}
+	p.log.Info("proxy drained, all connections have finished")
 }
 
 func (p *proxy) cutAll() {
