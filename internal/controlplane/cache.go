@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"istio.io/api/annotation"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -74,7 +75,8 @@ func cacheOptions(namespace string) cache.Options {
 	}
 }
 
-// trimPod keeps what discovery reads.
+// trimPod keeps what discovery reads: of the annotations, those that say which
+// ports are captured (contract 1.27).
 func trimPod(obj any) (any, error) {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok {
@@ -83,7 +85,7 @@ func trimPod(obj any) (any, error) {
 	return &corev1.Pod{
 		TypeMeta: pod.TypeMeta,
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, Labels: pod.Labels,
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, Labels: pod.Labels, Annotations: trimAnnotations(pod.Annotations),
 			CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp, OwnerReferences: pod.OwnerReferences,
 		},
 		Spec: corev1.PodSpec{
@@ -92,6 +94,19 @@ func trimPod(obj any) (any, error) {
 		},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs},
 	}, nil
+}
+
+func trimAnnotations(all map[string]string) map[string]string {
+	var kept map[string]string
+	for _, name := range []string{annotation.SidecarTrafficIncludeInboundPorts.Name, annotation.SidecarTrafficExcludeInboundPorts.Name} {
+		if value, ok := all[name]; ok {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[name] = value
+		}
+	}
+	return kept
 }
 
 func trimContainers(all []corev1.Container) []corev1.Container {

@@ -114,7 +114,7 @@ func podMatters(before, after any) bool {
 	if !okA || !okB {
 		return true
 	}
-	return !maps.Equal(a.Labels, b.Labels) || !reflect.DeepEqual(a.Spec, b.Spec) || !reflect.DeepEqual(a.Status, b.Status) ||
+	return !maps.Equal(a.Labels, b.Labels) || !maps.Equal(a.Annotations, b.Annotations) || !reflect.DeepEqual(a.Spec, b.Spec) || !reflect.DeepEqual(a.Status, b.Status) ||
 		!reflect.DeepEqual(a.OwnerReferences, b.OwnerReferences) || a.UID != b.UID
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -152,10 +153,11 @@ func TestPublisherRuns(t *testing.T) {
 
 func TestWhatMatters(t *testing.T) {
 	pod := runningPod("shop", "a", "10.0.0.1")
-	status, label := pod.DeepCopy(), pod.DeepCopy()
+	status, label, excluded := pod.DeepCopy(), pod.DeepCopy(), pod.DeepCopy()
 	status.ResourceVersion = "2"
 	label.Labels["app"] = "x"
-	if podMatters(pod, status) || !podMatters(pod, label) || !podMatters(pod, "tombstone") {
+	excluded.Annotations = map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "80"}
+	if podMatters(pod, status) || !podMatters(pod, label) || !podMatters(pod, excluded) || !podMatters(pod, "tombstone") {
 		t.Error("pods")
 	}
 	pa := policyObject("shop", "p", map[string]any{"mtls": map[string]any{}})
@@ -172,7 +174,9 @@ func TestWhatMatters(t *testing.T) {
 func TestTransforms(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
 	pod := runningPod("shop", "a", "10.0.0.1")
-	pod.Annotations = map[string]string{"big": "x"}
+	exclude := map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "80"} // contract 1.27
+	pod.Annotations = maps.Clone(exclude)
+	pod.Annotations["big"] = "x"
 	pod.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "x"}}
 	pod.Spec = corev1.PodSpec{
 		ServiceAccountName: "web", NodeName: "n", Volumes: make([]corev1.Volume, 3),
@@ -184,7 +188,7 @@ func TestTransforms(t *testing.T) {
 	if err != nil || !ok {
 		t.Fatal(err)
 	}
-	if got.Annotations != nil || got.ManagedFields != nil || got.Spec.Volumes != nil || len(got.Spec.Containers) != 1 || got.Spec.Containers[0].Image != "" {
+	if !maps.Equal(got.Annotations, exclude) || got.ManagedFields != nil || got.Spec.Volumes != nil || len(got.Spec.Containers) != 1 || got.Spec.Containers[0].Image != "" {
 		t.Errorf("kept too much: %+v", got)
 	}
 	if got.Spec.ServiceAccountName != "web" || got.Spec.NodeName != "n" || got.Spec.InitContainers[0].RestartPolicy == nil || got.Status.PodIP != "10.0.0.1" {
