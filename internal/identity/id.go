@@ -74,6 +74,12 @@ func (id ID) ServiceAccount() string { return id.serviceAccount }
 // IsZero reports whether id is no identity.
 func (id ID) IsZero() bool { return id == ID{} }
 
+// SameAccount reports whether two identities differ at most in the trust domain:
+// a mesh knows its own workloads under each of its trust domains (contract 4.4).
+func (id ID) SameAccount(other ID) bool {
+	return id.namespace == other.namespace && id.serviceAccount == other.serviceAccount
+}
+
 // String is `<td>/ns/<ns>/sa/<sa>`, or "" for no identity.
 func (id ID) String() string {
 	if id.IsZero() {

@@ -211,6 +211,30 @@ func TestNoOverlapInALPN(t *testing.T) { // contract B1
 	}
 }
 
+func TestAlias(t *testing.T) { // contract 4.4
+	ca := newCA(t)
+	renamed := ca.snapshot(t, now.Add(time.Hour), "spiffe://new.example/ns/shop/sa/web")
+	before := ca.snapshot(t, now.Add(time.Hour), web)
+	stranger := ca.snapshot(t, now.Add(time.Hour), client)
+	for _, s := range []*identity.Snapshot{renamed, before, stranger} {
+		s.TrustDomains = []string{"new.example", "cluster.local"}
+	}
+	for _, tt := range []struct {
+		name           string
+		client, server *identity.Snapshot
+		ok             bool
+	}{
+		{"server with its name of before", renamed, before, true},
+		{"client with its name of before", before, renamed, true},
+		{"another account of the alias", renamed, stranger, false},
+	} {
+		_, _, cerr, serr := handshake(t, identity.ClientConfig(tt.client, renamed.Credential.ID, "x", nil, clock), identity.ServerConfig(tt.server, nil, clock))
+		if ok := cerr == nil && serr == nil; ok != tt.ok {
+			t.Errorf("%s: client: %v; server: %v", tt.name, cerr, serr)
+		}
+	}
+}
+
 func TestRefusedPeers(t *testing.T) {
 	ca, other := newCA(t), newCA(t)
 	good := ca.snapshot(t, now.Add(time.Hour), web)

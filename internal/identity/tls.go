@@ -29,8 +29,8 @@ var ErrTrustDomain = errors.New("peer is of a foreign trust domain")
 // curves prefers the post-quantum hybrid (design D6).
 var curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256}
 
-// ClientConfig is for a handshake with a mesh peer that must be exactly want
-// (design D11). The name in sni is sent and not verified: identities are
+// ClientConfig is for a handshake with a mesh peer that must be exactly want, in
+// any of the mesh's trust domains (design D11, contract 4.4). The name in sni is sent and not verified: identities are
 // (contract 3.51, B2). minVersion is TLS 1.3 unless the peer is known to need 1.2.
 func ClientConfig(snap *Snapshot, want ID, sni string, alpn []string, now func() time.Time) *tls.Config {
 	cert := snap.Credential.TLS()
@@ -51,7 +51,7 @@ func ClientConfig(snap *Snapshot, want ID, sni string, alpn []string, now func()
 			if err != nil {
 				return err
 			}
-			if want.IsZero() || id != want {
+			if want.IsZero() || !id.SameAccount(want) { // the trust domain is one of ours: VerifyPeer
 				return fmt.Errorf("%w: it is %q, expected %q", ErrPeerIdentity, id, want)
 			}
 			return nil

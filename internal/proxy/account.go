@@ -63,5 +63,5 @@ func (r *Record) tlsFacts(cs tls.ConnectionState) {
 // samePeer reports whether a workload found by address is the one that proved
 // an identity: only then is what is known of it true of the connection.
 func samePeer(w *workload.Workload, id identity.ID) bool {
-	return w != nil && (id.IsZero() || w.Identity == id)
+	return w != nil && (id.IsZero() || w.Identity.SameAccount(id))
 }

@@ -188,9 +188,14 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 	}
 	p.metrics.Handshake(time.Since(began))
 	cs := encrypted.ConnectionState()
+	proved, err := identity.PeerID(cs)
+	if err != nil {
+		encrypted.Close()
+		return nil, err
+	}
 	c.note(func(r *Record) {
 		r.tlsFacts(cs)
-		r.SourceIdentity, r.DestinationIdentity = snap.Credential.ID.String(), to.want.String()
+		r.SourceIdentity, r.DestinationIdentity = snap.Credential.ID.String(), proved.String()
 	})
 	p.watchPeer(c, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
 	return encrypted, nil
