@@ -203,8 +203,9 @@ func (i *Issuer) Renew(now time.Time, random io.Reader) (*Issuer, error) {
 
 // CheckSuccessor says why next may not replace the issuer while workloads hold
 // certificates and bundles of it: its bundle must contain all of the old roots
-// or be contained in them (contract 4.35), and peers that still have the old
-// bundle must accept what it signs (the staged order of contract 4.38).
+// or be contained in them (contract 4.35), peers that still have the old bundle
+// must accept what it signs, and those that have its own bundle what the issuer
+// signed until now (the staged order of contract 4.38).
 func (i *Issuer) CheckSuccessor(next *Issuer, now time.Time) error {
 	lacks := func(b *identity.Bundle, roots []*x509.Certificate) bool {
 		return slices.ContainsFunc(roots, func(r *x509.Certificate) bool {
@@ -214,13 +215,22 @@ func (i *Issuer) CheckSuccessor(next *Issuer, now time.Time) error {
 	if lacks(next.bundle, i.bundle.Roots()) && lacks(i.bundle, next.bundle.Roots()) {
 		return errors.New("the new root bundle neither contains the present one nor is part of it")
 	}
-	if slices.ContainsFunc(i.bundle.Roots(), func(r *x509.Certificate) bool { return sameAuthority(r, next.cert) }) {
-		return nil
+	if err := i.trustedBy(next.bundle, now); err != nil {
+		return fmt.Errorf("what the present issuer has signed would no longer be accepted: keep its root in the bundle until the workloads have new certificates: %w", err)
 	}
-	if _, err := verifyIssuer(next.cert, next.chain, i.bundle, now); err != nil {
+	if err := next.trustedBy(i.bundle, now); err != nil {
 		return fmt.Errorf("workloads that have the present root bundle would not accept the new issuer: distribute its root first, then switch: %w", err)
 	}
 	return nil
+}
+
+// trustedBy says why a bundle doesn't verify what the issuer signs.
+func (i *Issuer) trustedBy(b *identity.Bundle, now time.Time) error {
+	if slices.ContainsFunc(b.Roots(), func(r *x509.Certificate) bool { return sameAuthority(r, i.cert) }) {
+		return nil
+	}
+	_, err := verifyIssuer(i.cert, i.chain, b, now)
+	return err
 }
 
 // sameAuthority reports whether two roots verify the same certificates.
