@@ -114,12 +114,14 @@ func (c *Checker) Installed(ctx context.Context) Report {
 		}},
 		{"identity", []check{
 			{"the root is valid", c.rootValid, false},
+			{"the CA that was given is in force", c.caInForce, false},
 			{"every namespace has the root", c.rootEverywhere, false},
 		}},
 		{"data plane", []check{
 			{"every injected pod is ready", c.podsReady, false},
 			{"every proxy is of the control plane's version", c.proxyVersions, false},
 			{"every pod that should have a proxy has one", c.uncaptured, false},
+			{"every PeerAuthentication is in force", c.policiesAccepted, false},
 		}},
 	})
 }

@@ -281,6 +281,26 @@ func (c *Checker) uncaptured(ctx context.Context) *finding {
 	return nil
 }
 
+// policiesAccepted finds PeerAuthentications that the control plane passes over.
+func (c *Checker) policiesAccepted(ctx context.Context) *finding {
+	list := &unstructured.UnstructuredList{}
+	list.SetAPIVersion("security.istio.io/v1")
+	list.SetKind("PeerAuthenticationList")
+	if err := c.Client.List(ctx, list); err != nil {
+		return cannotLook(err)
+	}
+	var not []string
+	for i := range list.Items {
+		if condition(&list.Items[i], "Accepted") == "False" {
+			not = append(not, list.Items[i].GetNamespace()+"/"+list.Items[i].GetName())
+		}
+	}
+	if len(not) > 0 {
+		return warned("their conditions say why: kubectl -n NAMESPACE describe peerauthentication NAME", "%d of %d are not: %s", len(not), len(list.Items), some(not))
+	}
+	return nil
+}
+
 // PodTrouble says what keeps a pod with that label from running, "" if nothing
 // is known: the words of the kubelet or of the scheduler.
 func PodTrouble(ctx context.Context, c client.Client, namespace, label, value string) string {

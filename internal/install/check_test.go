@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -22,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/version"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -56,7 +58,8 @@ type healthy struct {
 	shopRoot *corev1.ConfigMap
 	pod      *corev1.Pod
 	late     *corev1.Pod // nil, or a pod without a proxy
-	inject   bool        // the injector works
+	more     []client.Object
+	inject   bool // the injector works
 	server   string
 }
 
@@ -113,6 +116,7 @@ func (h *healthy) checker(t *testing.T) *Checker {
 	if h.late != nil {
 		objects = append(objects, h.late)
 	}
+	objects = append(objects, h.more...)
 	for _, name := range []string{"d8-istio", "shop", "kube-public"} {
 		labels := map[string]string{}
 		if name == "shop" {
@@ -208,6 +212,37 @@ func TestChecks(t *testing.T) {
 			},
 			[]string{"warning: 1 pods in namespaces of the mesh have no proxy: shop/old"},
 		},
+		"a CA that the control plane refused": { // contract 4.35
+			func(h *healthy) {
+				other := rootPEM(t, checkTime.Add(time.Hour))
+				h.more = append(h.more, caSecret(settings.PluggedCASecret, "root-cert.pem", other), caSecret(settings.CASecret, "ca-cert.pem", h.root.Data["root-cert.pem"]),
+					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "a"}, Reason: "CertificateAuthorityRefused", Message: "the new root bundle is foreign"},
+					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "b"}, Reason: "ScalingReplicaSet", Message: "scaled"})
+			},
+			[]string{"error: Secret cacerts is not in force, and will be when istiod starts anew: the new root bundle is foreign"},
+		},
+		"a CA in the settings that is not in force": {
+			func(h *healthy) {
+				text, err := json.Marshal(settings.Settings{CA: settings.CA{Cert: rootPEM(t, checkTime.Add(time.Hour))}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.more = append(h.more, caSecret(settings.SettingsSecret, settingsKey, string(text)))
+			},
+			[]string{"error: settings.ca is not in force, and will be when istiod starts anew: the roots of the mesh are others"},
+		},
+		"the CA that was made": {
+			func(h *healthy) {
+				h.more = append(h.more, caSecret(settings.CASecret, "ca-cert.pem", h.root.Data["root-cert.pem"]))
+			},
+			nil,
+		},
+		"a PeerAuthentication that is passed over": {
+			func(h *healthy) {
+				h.more = append(h.more, peerAuthentication("a", "True"), peerAuthentication("b", "False"))
+			},
+			[]string{"warning: 1 of 2 are not: shop/b"},
+		},
 		"pod that opted out": {
 			func(h *healthy) {
 				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "out", Labels: map[string]string{injectLabel: "false"}}}
@@ -222,6 +257,18 @@ func TestChecks(t *testing.T) {
 			compareReport(t, report, tc.want)
 		})
 	}
+}
+
+func caSecret(name, key, value string) *corev1.Secret {
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: name}, Data: map[string][]byte{key: []byte(value)}}
+}
+
+func peerAuthentication(name, accepted string) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+		"metadata": map[string]any{"namespace": "shop", "name": name},
+		"status":   map[string]any{"conditions": []any{map[string]any{"type": "Accepted", "status": accepted}}},
+	}}
 }
 
 func compareReport(t *testing.T, report Report, want []string) {

@@ -1,0 +1,115 @@
+package install
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podseal.io/podseal/internal/settings"
+)
+
+// caReasons are those of the control plane's Events about a CA.
+var caReasons = [...]string{"BadCertificateAuthority", "CertificateAuthorityRefused"}
+
+// caInForce holds the CA that was given against the root that the mesh has. The
+// control plane goes on with the last good one, but only until it starts anew.
+func (c *Checker) caInForce(ctx context.Context) *finding {
+	const hint = "docs/ca.md says how to change a CA step by step; kubectl -n d8-istio logs deployment/istiod"
+	source, given, err := c.givenRoots(ctx)
+	if err != nil {
+		return cannotLook(err)
+	}
+	have, err := c.root(ctx, settings.Namespace)
+	if err != nil {
+		return cannotLook(err)
+	}
+	if source == "" || maps.Equal(certificates(given), certificates([]byte(have))) {
+		return nil
+	}
+	why := "the roots of the mesh are others"
+	if said := c.caEvent(ctx); said != "" {
+		why = said
+	}
+	return failed(hint, "%s is not in force, and will be when istiod starts anew: %s", source, why)
+}
+
+// givenRoots reads the roots of the CA that is to be used (contract 4.32), and
+// says whence; "" if there is none.
+func (c *Checker) givenRoots(ctx context.Context) (source string, roots []byte, err error) {
+	secret := func(name string) (map[string][]byte, error) {
+		s := &corev1.Secret{}
+		err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: name}, s)
+		return s.Data, client.IgnoreNotFound(err)
+	}
+	plugged, err1 := secret(settings.PluggedCASecret)
+	good, err2 := secret(settings.SettingsSecret)
+	own, err3 := secret(settings.CASecret)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return "", nil, err
+	}
+	var s settings.Settings
+	if len(good[settingsKey]) > 0 {
+		if err := json.Unmarshal(good[settingsKey], &s); err != nil {
+			return "", nil, err
+		}
+	}
+	switch {
+	case plugged != nil:
+		return "Secret " + settings.PluggedCASecret, rootsOf(plugged), nil
+	case s.CA != (settings.CA{}):
+		return "settings.ca", []byte(cmp.Or(s.CA.Root, s.CA.Cert)), nil
+	case own != nil:
+		return "Secret " + settings.CASecret, rootsOf(own), nil
+	}
+	return "", nil, nil
+}
+
+// rootsOf picks the roots out of a Secret with a CA; a self-signed one is its
+// own root.
+func rootsOf(data map[string][]byte) []byte {
+	for _, key := range []string{rootKey, "ca-cert.pem", "ca.crt", "tls.crt"} {
+		if len(data[key]) > 0 {
+			return data[key]
+		}
+	}
+	return nil
+}
+
+// certificates is the set of those in PEM.
+func certificates(text []byte) map[string]struct{} {
+	set := map[string]struct{}{}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		set[string(block.Bytes)] = struct{}{}
+	}
+	return set
+}
+
+// caEvent is the last that the control plane said about a CA, "" if nothing.
+func (c *Checker) caEvent(ctx context.Context) string {
+	list := &corev1.EventList{}
+	if err := c.Client.List(ctx, list, client.InNamespace(settings.Namespace)); err != nil {
+		return ""
+	}
+	list.Items = slices.DeleteFunc(list.Items, func(e corev1.Event) bool { return !slices.Contains(caReasons[:], e.Reason) })
+	if len(list.Items) == 0 {
+		return ""
+	}
+	return slices.MaxFunc(list.Items, func(a, b corev1.Event) int { return lastSeen(&a).Compare(lastSeen(&b)) }).Message
+}
+
+func lastSeen(e *corev1.Event) time.Time {
+	seen := e.CreationTimestamp.Time
+	if e.Series != nil {
+		seen = e.Series.LastObservedTime.Time
+	}
+	return seen
+}
