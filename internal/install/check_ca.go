@@ -8,6 +8,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,7 +37,7 @@ func (c *Checker) caInForce(ctx context.Context) *finding {
 		return nil
 	}
 	why := "the roots of the mesh are others"
-	if said := c.caEvent(ctx); said != "" {
+	if said := c.caEvent(ctx, source); said != "" {
 		why = said
 	}
 	return failed(hint, "%s is not in force, and will be when istiod starts anew: %s", source, why)
@@ -66,7 +67,7 @@ func (c *Checker) givenRoots(ctx context.Context) (source string, roots []byte, 
 	case plugged != nil:
 		return "Secret " + settings.PluggedCASecret, rootsOf(plugged), nil
 	case s.CA != (settings.CA{}):
-		return "settings.ca", []byte(cmp.Or(s.CA.Root, s.CA.Cert)), nil
+		return "ModuleConfig settings.ca", []byte(cmp.Or(s.CA.Root, s.CA.Cert)), nil
 	case own != nil:
 		return "Secret " + settings.CASecret, rootsOf(own), nil
 	}
@@ -93,23 +94,26 @@ func certificates(text []byte) map[string]struct{} {
 	return set
 }
 
-// caEvent is the last that the control plane said about a CA, "" if nothing.
-func (c *Checker) caEvent(ctx context.Context) string {
+// caEvent is the last that the control plane said about the CA of a source, ""
+// if nothing.
+func (c *Checker) caEvent(ctx context.Context, source string) string {
 	list := &corev1.EventList{}
 	if err := c.Client.List(ctx, list, client.InNamespace(settings.Namespace)); err != nil {
 		return ""
 	}
-	list.Items = slices.DeleteFunc(list.Items, func(e corev1.Event) bool { return !slices.Contains(caReasons[:], e.Reason) })
+	list.Items = slices.DeleteFunc(list.Items, func(e corev1.Event) bool {
+		return !slices.Contains(caReasons[:], e.Reason) || !strings.HasPrefix(e.Message, source+": ")
+	})
 	if len(list.Items) == 0 {
 		return ""
 	}
-	return slices.MaxFunc(list.Items, func(a, b corev1.Event) int { return lastSeen(&a).Compare(lastSeen(&b)) }).Message
+	last := slices.MaxFunc(list.Items, func(a, b corev1.Event) int { return lastSeen(&a).Compare(lastSeen(&b)) })
+	return strings.TrimPrefix(last.Message, source+": ")
 }
 
 func lastSeen(e *corev1.Event) time.Time {
-	seen := e.CreationTimestamp.Time
 	if e.Series != nil {
-		seen = e.Series.LastObservedTime.Time
+		return e.Series.LastObservedTime.Time
 	}
-	return seen
+	return e.EventTime.Time
 }

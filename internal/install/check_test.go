@@ -216,8 +216,8 @@ func TestChecks(t *testing.T) {
 			func(h *healthy) {
 				other := rootPEM(t, checkTime.Add(time.Hour))
 				h.more = append(h.more, caSecret(settings.PluggedCASecret, "root-cert.pem", other), caSecret(settings.CASecret, "ca-cert.pem", h.root.Data["root-cert.pem"]),
-					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "a"}, Reason: "CertificateAuthorityRefused", Message: "the new root bundle is foreign"},
-					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "b"}, Reason: "ScalingReplicaSet", Message: "scaled"})
+					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "a"}, Reason: "CertificateAuthorityRefused", Message: "Secret cacerts: the new root bundle is foreign"},
+					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "b"}, Reason: "BadCertificateAuthority", Message: "ModuleConfig settings.ca: of before", EventTime: metav1.NowMicro()})
 			},
 			[]string{"error: Secret cacerts is not in force, and will be when istiod starts anew: the new root bundle is foreign"},
 		},
@@ -229,7 +229,7 @@ func TestChecks(t *testing.T) {
 				}
 				h.more = append(h.more, caSecret(settings.SettingsSecret, settingsKey, string(text)))
 			},
-			[]string{"error: settings.ca is not in force, and will be when istiod starts anew: the roots of the mesh are others"},
+			[]string{"error: ModuleConfig settings.ca is not in force, and will be when istiod starts anew: the roots of the mesh are others"},
 		},
 		"the CA that was made": {
 			func(h *healthy) {
