@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -78,9 +79,12 @@ func (o *installOptions) run(ctx context.Context, s streams, k *kube) error {
 	if o.dryRun {
 		return o.print(s, values)
 	}
-	c, _, err := k.client(s.err)
+	c, cfg, err := k.client(s.err)
 	if err != nil {
 		return err
+	}
+	if _, err := serverVersion(cfg)(ctx); err != nil && !apierrors.IsForbidden(err) {
+		return fmt.Errorf("reach the API server: %w", err)
 	}
 	if _, set := values["clusterDomain"]; !set {
 		domain := install.DetectClusterDomain(ctx, c)

@@ -78,6 +78,19 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// An API server that isn't there is the one thing that install says.
+func TestNoAPIServer(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\ncontexts: [{name: x, context: {cluster: c}}]\ncurrent-context: x\n"
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code := podseal(t, "install", "--kubeconfig", kubeconfig)
+	if code != exitFailed || stdout != "" || !strings.HasPrefix(stderr, "podseal: reach the API server: ") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
 // An API server that refuses everything: each command says so and nothing else
 // happens.
 func TestRefusedByTheAPIServer(t *testing.T) {

@@ -218,6 +218,8 @@ func (c *Checker) settingsInForce(ctx context.Context) *finding {
 		return warned("remove spec.maintenance when done", "%s", message)
 	case strings.HasPrefix(message, messageWaiting):
 		return failed("wait, or see below what is missing; kubectl -n podseal-system logs deployment/podseal-manager", "%s", message)
+	case strings.HasPrefix(message, messageFailed):
+		return failed("the manager tries again by itself; its log: kubectl -n podseal-system logs deployment/podseal-manager", "%s", message)
 	case message == "":
 		return failed("see the manager's log: kubectl -n podseal-system logs deployment/podseal-manager", "the manager has not answered yet")
 	default:

@@ -249,6 +249,10 @@ func TestChecks(t *testing.T) {
 			},
 			nil,
 		},
+		"what could not be applied": {
+			func(h *healthy) { h.mc.Status.Message = messageFailed + "apply Service d8-istio/istiod: forbidden" },
+			[]string{"error: Cannot apply: apply Service"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHealthy(t)
