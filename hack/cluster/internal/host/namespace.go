@@ -66,6 +66,9 @@ func RemoveNamespaces(ctx context.Context, names []string) error {
 			}
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if errors.Is(err, syscall.EBUSY) {
+				err = fmt.Errorf("%w: \"ip netns add\" has put a mount over %s meanwhile; \"umount -R %s\", then repeat this", err, NamespaceDir, NamespaceDir)
+			}
 			errs = append(errs, fmt.Errorf("remove network namespace: %w", err))
 		}
 	}
