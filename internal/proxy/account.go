@@ -12,8 +12,10 @@ import (
 )
 
 // Names for traffic of no service (contract 7.6).
+//
+//nolint:gosec // names of clusters, not passwords
 const (
-	passthroughCluster        = "PassthroughCluster" //nolint:gosec // a cluster's name, not a password
+	passthroughCluster        = "PassthroughCluster"
 	inboundPassthroughCluster = "InboundPassthroughCluster"
 )
 

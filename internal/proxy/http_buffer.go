@@ -215,7 +215,7 @@ func (c *httpCopy) spliceable() bool {
 
 // kernel copies without bringing the bytes here (splice(2)).
 func (c *httpCopy) kernel() error {
-	src := io.Reader(c.src)
+	src := c.src
 	if c.body.kind == wire.LengthBody {
 		src = io.LimitReader(c.src, c.body.left)
 	}

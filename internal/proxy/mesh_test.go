@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -93,7 +94,7 @@ func TestPairHTTP(t *testing.T) {
 		}
 	})
 	p.mode(p.server, policy.Strict)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return p.dial(), nil }}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return p.dial(), nil }}}
 	res, err := client.Get("http://web/")
 	if err != nil {
 		t.Fatal(err)

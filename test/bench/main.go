@@ -144,7 +144,6 @@ func (r *report) publish(o options) error {
 	if !ok || !ok2 {
 		return fmt.Errorf("%s has no place for the figures: %s … %s", o.page, beginMark, endMark)
 	}
-	//nolint:gosec // a page of the documentation is for everybody to read
 	if err := os.WriteFile(o.page, []byte(head+beginMark+"\n"+table+endMark+tail), 0o644); err != nil {
 		return fmt.Errorf("write the page: %w", err)
 	}

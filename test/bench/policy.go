@@ -140,7 +140,7 @@ func try(ctx context.Context, to string, finds chan<- seen) error {
 
 // exchange opens a connection and sends a byte to and fro.
 func exchange(to string) (net.Conn, error) {
-	c, err := net.DialTimeout("tcp", to, tryTimeout) //nolint:noctx // the thread's network must be the dialer's
+	c, err := net.DialTimeout("tcp", to, tryTimeout) // no context: the thread's network must be the dialer's
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,6 @@ func self(ctx context.Context, pod *corev1.Pod, args ...string) (*exec.Cmd, *byt
 	if err != nil {
 		return nil, nil, fmt.Errorf("find this program: %w", err)
 	}
-	//nolint:gosec // it is this very program
 	cmd := exec.CommandContext(ctx, exe, args...)
 	out := new(bytes.Buffer)
 	cmd.Stdout, cmd.Stderr = out, os.Stderr

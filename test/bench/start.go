@@ -36,7 +36,6 @@ func (m *mesh) start(ctx context.Context, o options, r *report) error {
 	took := make([][]float64, len(ways))
 	for i := range o.pods {
 		for w, how := range ways {
-			//nolint:gosec // a moment, not a secret
 			time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
 			d, err := m.startOne(ctx, template(how.namespace, fmt.Sprintf("start-%d-%d", i, w), how.annotations))
 			if err != nil {
