@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"podseal.io/podseal/internal/identity"
@@ -133,13 +134,18 @@ func (in *inbound) decide(ctx context.Context, first sight) {
 		}
 		return policy.Decide(own.Modes.Port(in.dst.Port()), own.PortOf(in.dst.Port()).Protocol, seen)
 	}
+	var proves atomic.Bool // mutual TLS ends here, which every mode accepts
+	proves.Store(true)     // until it is decided
 	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
-		if action, _ := now(w); action == policy.Close {
+		if action, _ := now(w); !proves.Load() && (action == policy.Close || action.Terminates()) {
 			return policy.PolicyChanged
 		}
 		return policy.None
 	})
 	action, reason := now(in.p.worlds.world())
+	if proves.Store(action.Terminates()); !action.Terminates() && action != policy.Close {
+		in.c.recheck(in.p.worlds.world(), in.p.creds.current.Load()) // a change may have come in between
+	}
 	in.c.note(func(r *Record) {
 		r.SNI, r.ALPN = brief(first.hello.SNI, maxName), brief(strings.Join(first.hello.ALPN, ","), maxName)
 		r.Security = securityPlaintext

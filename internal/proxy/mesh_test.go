@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -440,6 +441,60 @@ func TestPolicyChangeCutsPlaintextOnly(t *testing.T) {
 
 	p.mode(p.server, policy.Disable) // forbids nothing
 	exchange(t, encrypted, "and still")
+}
+
+// Design D13: TLS that was passed on unread has proved nothing to this proxy, and
+// STRICT forbids it; a client that has proved itself goes on whatever the mode is.
+func TestPolicyChangeCutsForeignTLS(t *testing.T) {
+	for _, proto := range []policy.Protocol{policy.TCP, policy.Auto} {
+		p := newPair(t, proto, matrixApp(t))
+		p.mode(p.server, policy.Permissive)
+		foreign := p.meshTLS(p.connect(p.outsider(), p.app), identity.ID{}, "http/1.1")
+		if err := foreign.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, foreign, "to the application itself")
+		opaque := p.meshTLS(p.connect(p.outsider(), p.app), identity.ID{})
+		if err := opaque.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		p.mode(p.server, policy.Disable)
+		exchange(t, foreign, "forbidden by nothing")
+		p.mode(p.server, policy.Strict)
+		for _, c := range []io.Reader{foreign, opaque} {
+			if err := ends(t, c); err == nil {
+				t.Errorf("%s: TLS that proved nothing ended in an orderly way, want a reset", proto)
+			}
+		}
+		eventually(t, func() bool { return len(p.inside.records.last()) == 2 })
+		for _, r := range p.inside.records.last() {
+			if r.Reason != policy.PolicyChanged {
+				t.Errorf("%s: record %+v", proto, r)
+			}
+		}
+	}
+}
+
+// A client with a mesh certificate and no mesh ALPN (contract 2.15) that came in
+// under STRICT has proved who it is: a mode that asks for less does not cut it.
+func TestRelaxingCutsNothing(t *testing.T) {
+	p := newPair(t, policy.HTTP, matrixApp(t))
+	p.mode(p.server, policy.Strict)
+	c := p.meshTLS(p.connect(p.outsider(), p.app), p.client.Identity, "http/1.1")
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []policy.Mode{policy.Strict, policy.Permissive, policy.Disable, policy.Strict} {
+		p.mode(p.server, mode)
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", mode, err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+	}
 }
 
 // Design D13: when a root is taken out of the bundle, peers that depend on it are
