@@ -216,6 +216,14 @@ func TestCluster(t *testing.T) {
 	before := l.hostNetwork()
 
 	l.run("up", "--nodes", "2")
+	// A namespace of somebody else must neither hide the cluster's nor go with them.
+	other := fmt.Sprintf("other-%d", os.Getpid())
+	l.command("ip", "netns", "add", other)
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "del", other).CombinedOutput(); err != nil {
+			t.Errorf("the other namespace: %v: %s", err, out)
+		}
+	})
 	l.startPods()
 	l.checkTraffic()
 

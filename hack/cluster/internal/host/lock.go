@@ -20,6 +20,11 @@ func Lock(ctx context.Context, dir, name string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
+	return flock(ctx, file)
+}
+
+// flock takes the exclusive lock on an open file, and closes the file when it is given back.
+func flock(ctx context.Context, file *os.File) (unlock func(), err error) {
 	for {
 		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {

@@ -26,11 +26,17 @@ func HasNamespace(name string) bool {
 	return syscall.Statfs(filepath.Join(NamespaceDir, name), &stat) == nil && stat.Type == nsfs
 }
 
-// MakeNamespace makes a named network namespace. It does not use "ip netns add",
-// which would leave a mount on /run/netns itself.
+// MakeNamespace makes a named network namespace as "ip netns add" does: on a shared
+// mount over NamespaceDir. Without that mount the next "ip netns add" of anybody
+// would put one over the directory, and hide the mounts of these names below it.
 func MakeNamespace(ctx context.Context, name string) error {
-	if err := os.MkdirAll(NamespaceDir, 0o755); err != nil {
-		return fmt.Errorf("make network namespace: %w", err)
+	unlock, err := lockNamespaces(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := shareNamespaceDir(); err != nil {
+		return err
 	}
 	path := filepath.Join(NamespaceDir, name)
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
@@ -41,6 +47,54 @@ func MakeNamespace(ctx context.Context, name string) error {
 		return fmt.Errorf("make network namespace: %w", err)
 	}
 	return Command(ctx, "unshare", "--net="+path, "true")
+}
+
+// lockNamespaces takes the lock on NamespaceDir that iproute2 takes too.
+func lockNamespaces(ctx context.Context) (unlock func(), err error) {
+	if err := os.MkdirAll(NamespaceDir, 0o755); err != nil {
+		return nil, fmt.Errorf("make %s: %w", NamespaceDir, err)
+	}
+	dir, err := os.Open(NamespaceDir)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", NamespaceDir, err)
+	}
+	return flock(ctx, dir)
+}
+
+// shareNamespaceDir makes NamespaceDir a shared mount point.
+func shareNamespaceDir() error {
+	share := func() error { return syscall.Mount("", NamespaceDir, "none", syscall.MS_SHARED|syscall.MS_REC, "") }
+	err := share()
+	if errors.Is(err, syscall.EINVAL) { // not a mount point yet
+		if err := syscall.Mount(NamespaceDir, NamespaceDir, "none", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+			return fmt.Errorf("mount %s on itself: %w", NamespaceDir, err)
+		}
+		err = share()
+	}
+	if err != nil {
+		return fmt.Errorf("share the mount of %s: %w", NamespaceDir, err)
+	}
+	return nil
+}
+
+// releaseNamespaceDir removes the mount over NamespaceDir when no name is left
+// there. "ip netns add" makes it anew when it misses it.
+func releaseNamespaceDir(ctx context.Context) error {
+	unlock, err := lockNamespaces(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	names, err := Namespaces("")
+	if err != nil || len(names) > 0 {
+		return err
+	}
+	// Detached, since the lock itself is an open file of the mount.
+	err = syscall.Unmount(NamespaceDir, syscall.MNT_DETACH)
+	if err != nil && !errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", NamespaceDir, err)
+	}
+	return nil
 }
 
 // RemoveNamespaces ends every process in the named network namespaces, except this
@@ -67,11 +121,12 @@ func RemoveNamespaces(ctx context.Context, names []string) error {
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			if errors.Is(err, syscall.EBUSY) {
-				err = fmt.Errorf("%w: \"ip netns add\" has put a mount over %s meanwhile; \"umount -R %s\", then repeat this", err, NamespaceDir, NamespaceDir)
+				err = fmt.Errorf("%w: something was mounted over %s meanwhile; \"umount -R %s\", then repeat this", err, NamespaceDir, NamespaceDir)
 			}
 			errs = append(errs, fmt.Errorf("remove network namespace: %w", err))
 		}
 	}
+	errs = append(errs, releaseNamespaceDir(ctx))
 	return errors.Join(errs...)
 }
 

@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config) error {
 // mountAll makes the node's view of the file system. The root is shared again, as
 // it is on a common host, so that pods with bidirectional mounts work.
 func mountAll(ctx context.Context, n plan.Node) error {
-	names, err := host.Namespaces("podseal-")
+	names, err := host.Namespaces("")
 	if err != nil {
 		return err
 	}
