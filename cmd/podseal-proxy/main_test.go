@@ -49,6 +49,7 @@ func TestUsage(t *testing.T) {
 }
 
 // Contract 5.15, 5.16: the arguments and the environment of an injected container.
+// Contract 4.42.
 func TestInjectedSettings(t *testing.T) {
 	var out bytes.Buffer
 	args := strings.Fields("sidecar --domain shop.svc.cluster.local --proxyLogLevel=warning --proxyComponentLogLevel=misc:error --log_output_level=default:info")

@@ -293,6 +293,7 @@ func TestClientPauses(t *testing.T) {
 
 // TestClientReadsTheTokenEachTime is contract 4.18; a token that cannot be read
 // or is refused stops nothing.
+// Contract 4.19.
 func TestClientReadsTheTokenEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
@@ -323,6 +324,7 @@ func TestClientReadsTheTokenEachTime(t *testing.T) {
 }
 
 // TestClientNewRoot has the root bundle change between two certificates.
+// Contract 4.37.
 func TestClientNewRoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair(t, nil)

@@ -158,6 +158,7 @@ func TestSignLife(t *testing.T) {
 	}
 }
 
+// TestSignKeys proves contract 4.24.
 func TestSignKeys(t *testing.T) {
 	i := newIssuer(t)
 	rsaKey := func(bits int) crypto.Signer {

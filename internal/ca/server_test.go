@@ -129,6 +129,7 @@ func TestServerIssues(t *testing.T) {
 
 // TestServerRefuses checks codes and texts (contract 4.13) and that neither the
 // caller nor the log learns what is not theirs.
+// Contract 4.15.
 func TestServerRefuses(t *testing.T) {
 	const unauthenticated = "request authenticate failure"
 	for _, c := range []struct {

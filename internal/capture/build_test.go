@@ -153,7 +153,8 @@ func TestParseLongNames(t *testing.T) {
 	}
 }
 
-// TestParseFaults: all at once, each by name; contract 5.31-5.33 are refused.
+// TestParseFaults: all at once, each by name; TPROXY, DNS capture and capture by
+// group, which are not done, are refused.
 func TestParseFaults(t *testing.T) {
 	env := map[string]string{
 		"ISTIO_META_DNS_CAPTURE": "true", "ISTIO_OUTBOUND_OWNER_GROUPS": "java", "INVALID_DROP": "1",

@@ -80,6 +80,10 @@ func servingNames(namespace, clusterDomain string) []string {
 	return []string{host, settings.ServiceName + "." + namespace, settings.ServiceName, host + "." + clusterDomain, "istiod-remote." + namespace + ".svc", "istio-pilot." + namespace + ".svc"}
 }
 
+// revocationFile is where Istio looks for a list of revoked certificates
+// (contract 4.39); it has no effect here.
+const revocationFile = "ca-crl.pem"
+
 // watch follows the Secrets.
 func (a *authority) watch(ctx context.Context, from cache.Informers) error {
 	informer, err := from.GetInformer(ctx, &corev1.Secret{})
@@ -118,6 +122,9 @@ func (a *authority) see(obj any, gone bool) {
 		delete(a.secrets, s.Name)
 	} else {
 		a.secrets[s.Name] = s
+		if _, has := s.Data[revocationFile]; has && s.Name == settings.PluggedCASecret {
+			a.cfg.Log.Warn("revocation list has no effect in this version", slog.String("secret", s.Name), slog.String("key", revocationFile))
+		}
 	}
 	if a.synced {
 		a.resolve()

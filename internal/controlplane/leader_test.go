@@ -349,6 +349,7 @@ func TestCondition(t *testing.T) {
 	}
 }
 
+// TestStatusIsWritten proves contract 1.6.
 func TestStatusIsWritten(t *testing.T) {
 	obj := newPeerAuthentication()
 	obj.SetNamespace("shop")

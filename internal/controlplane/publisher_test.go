@@ -63,6 +63,7 @@ func mode(t testing.TB, p *publisher) string {
 
 // TestPublish: a policy takes effect; one that goes bad leaves its last good
 // version in force until it goes away.
+// Contract 3.28.
 func TestPublish(t *testing.T) {
 	pa := policyObject("shop", "p", map[string]any{"mtls": map[string]any{"mode": "STRICT"}})
 	c := fakeClient(runningPod("shop", "a", "10.0.0.1"), pa)
@@ -151,6 +152,7 @@ func TestPublisherRuns(t *testing.T) {
 	})
 }
 
+// TestWhatMatters proves contract 1.21.
 func TestWhatMatters(t *testing.T) {
 	pod := runningPod("shop", "a", "10.0.0.1")
 	status, label, excluded := pod.DeepCopy(), pod.DeepCopy(), pod.DeepCopy()

@@ -231,7 +231,7 @@ func withToken(ctx context.Context, token string) context.Context {
 }
 
 // TestPort15012 goes over TLS: certificates and configuration for the right
-// token, neither for a stolen, expired or foreign one (contract 4.5-4.20).
+// token, neither for a stolen, expired or foreign one (contract 4.5, 4.16-4.20).
 func TestPort15012(t *testing.T) {
 	a := readyAuthority(t)
 	foreign := accepted("shop", "web", "web-1")

@@ -70,6 +70,7 @@ const (
 	ReasonNoEffect   = "NoEffect"   // a selector in the root namespace (contract 1.9)
 	ReasonUnencoded  = "Unencoded"  // a pod or service that can't be told to proxies
 	ReasonNoIdentity = "NoIdentity" // a pod whose service account gives no identity
+	ReasonIgnored    = "Ignored"    // something of the object has no effect; the rest is in force
 )
 
 // Verdicts are by object. Pods and services have one only if something is wrong.
@@ -114,7 +115,11 @@ func Build(c Cluster) (Resources, Verdicts) {
 	slices := indexSlices(c.EndpointSlices)
 	for _, svc := range services {
 		s := buildService(svc, slices[svc.Namespace+"/"+svc.Name], c.Settings.ClusterDomain, hostNetwork)
-		put(res[wire.TypeService], verdicts, Key{"Service", svc.Namespace, svc.Name}, s, wire.AppendService)
+		key := Key{"Service", svc.Namespace, svc.Name}
+		if ignored := ignoredAnnotations(svc.Annotations); len(ignored) > 0 {
+			verdicts[key] = Verdict{Reason: ReasonIgnored, Message: "annotations without effect: " + strings.Join(ignored, ", ")}
+		}
+		put(res[wire.TypeService], verdicts, key, s, wire.AppendService)
 	}
 
 	if b, err := wire.AppendMesh(nil, buildMesh(c)); err == nil {

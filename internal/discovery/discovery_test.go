@@ -367,6 +367,7 @@ func shuffle[T any](r *rand.Rand, s []T) {
 
 // TestPolicies puts modes on one pod in namespace shop with labels app=web and
 // looks at the mode of a port (contract §1).
+// Contract 1.5.
 func TestPolicies(t *testing.T) {
 	pa := func(ns, name string, age int, spec string) *unstructured.Unstructured {
 		return peerAuthentication(t, ns, name, age, spec)
@@ -484,5 +485,18 @@ func BenchmarkBuild(b *testing.B) {
 		if len(res[wire.TypeWorkload]) != 2000 {
 			b.Fatal("workloads are missing")
 		}
+	}
+}
+
+// TestServiceAnnotations: those of Istio's that a Service has are named, and the
+// Service is in force all the same (contract 3.52).
+func TestServiceAnnotations(t *testing.T) {
+	svc := object[corev1.Service](t, `
+metadata: {namespace: shop, name: web, annotations: {alpha.istio.io/canonical-serviceaccounts: x, networking.istio.io/exportTo: ., mine: x}}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}`)
+	got := build(t, Cluster{Services: []*corev1.Service{svc}})
+	v := got.verdicts[Key{"Service", "shop", "web"}]
+	if v.Reason != ReasonIgnored || !strings.HasSuffix(v.Message, ": alpha.istio.io/canonical-serviceaccounts, networking.istio.io/exportTo") || got.services["shop/web"] == nil {
+		t.Errorf("%+v", v)
 	}
 }

@@ -10,6 +10,7 @@ import (
 // An endpoint says which pod it is, known or not, so that a proxy that has not
 // heard of the pod doesn't take it for one outside the mesh (design D11). The
 // address of a host-network pod is its node's.
+// Contract 3.55.
 func TestEndpointsNameTheirPods(t *testing.T) {
 	port := int32(8080)
 	ref := func(kind, ns, name string) *corev1.ObjectReference {

@@ -15,6 +15,9 @@ import (
 // KindPeerAuthentication is the kind of contract 1.1.
 const KindPeerAuthentication = "PeerAuthentication"
 
+// istiosRoot is the root namespace of Istio's own installation (contract 1.5).
+const istiosRoot = "istio-system"
+
 // maxMatchLabels is how many labels a selector may have (contract 1.34).
 const maxMatchLabels = 4096
 
@@ -38,7 +41,7 @@ func Describe(faults []Fault) string {
 
 // ValidatePeerAuthentication finds all that is wrong with a PeerAuthentication
 // (contract 1.30-1.34), and what its author may not expect of it (warnings:
-// contract 1.9, 1.33, unknown fields). Contract 1.35 is what it lets pass.
+// contract 1.5, 1.9, 1.33, unknown fields). Contract 1.35 is what it lets pass.
 func ValidatePeerAuthentication(obj *unstructured.Unstructured, rootNamespace string) (faults []Fault, warnings []string) {
 	_, r := readPeerAuthentication(obj)
 	if r.bareSelector && len(r.faults) == 0 { // contract 1.33
@@ -47,6 +50,10 @@ func ValidatePeerAuthentication(obj *unstructured.Unstructured, rootNamespace st
 	if len(r.labels) > 0 && obj.GetNamespace() == rootNamespace {
 		warnings = append(warnings, fmt.Sprintf("spec.selector: a PeerAuthentication with a selector has no effect in the root namespace %s; "+
 			"leave the selector out for the whole mesh, or move the object to the namespace of the pods", rootNamespace))
+	}
+	if ns := obj.GetNamespace(); ns == istiosRoot && ns != rootNamespace && len(r.labels) == 0 {
+		warnings = append(warnings, fmt.Sprintf("metadata.namespace: %s is not the root namespace here, so this holds for the pods of %s only; "+
+			"put an object for the whole mesh into %s", ns, ns, rootNamespace))
 	}
 	return r.faults, append(warnings, r.warnings...)
 }

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
+// TestValidatePeerAuthentication proves contract 1.3, 1.31-1.33.
 func TestValidatePeerAuthentication(t *testing.T) {
 	long := strings.Repeat("v", 64)
 	for name, tc := range map[string]struct {
@@ -34,6 +35,7 @@ func TestValidatePeerAuthentication(t *testing.T) {
 		"1.33 selector without labels": {"shop", "selector: {}", nil, []string{"spec.selector: has no labels"}},
 		"1.34 long value":              {"shop", "selector: {matchLabels: {a: " + long + "}}", []string{`spec.selector.matchLabels["a"]`}, nil},
 		"1.9 selector in root":         {root, "selector: {matchLabels: {a: b}}", nil, []string{"spec.selector: a PeerAuthentication with a selector has no effect"}},
+		"1.5 Istio's root namespace":   {"istio-system", "mtls: {mode: STRICT}", nil, []string{"metadata.namespace: istio-system is not the root"}},
 		"unknown mode":                 {"shop", "mtls: {mode: ALWAYS}", []string{"spec.mtls.mode"}, nil},
 		"lower case mode":              {"shop", "mtls: {mode: strict}", []string{"spec.mtls.mode"}, nil},
 		"mode is a number":             {"shop", "mtls: {mode: 3}", []string{"spec.mtls.mode"}, nil},
@@ -87,6 +89,7 @@ func TestManyLabels(t *testing.T) {
 }
 
 // TestContract135: what is not rejected.
+// Contract 1.35.
 func TestContract135(t *testing.T) {
 	for _, spec := range []string{"{}", "selector: {matchLabels: {none: such}}\n" + `portLevelMtls: {"9": {mode: UNSET}}`} {
 		for _, ns := range []string{root, "shop"} {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"istio.io/api/annotation"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -14,6 +15,19 @@ import (
 // hostname is a service's full name.
 func hostname(svc *corev1.Service, clusterDomain string) string {
 	return svc.Name + "." + svc.Namespace + ".svc." + clusterDomain
+}
+
+// ignoredAnnotations are those of Istio's registry that a Service may have: none
+// of them has an effect (contract 3.52, 3.67).
+func ignoredAnnotations(all map[string]string) []string {
+	var ignored []string
+	for _, a := range annotation.AllResourceAnnotations() {
+		if _, set := all[a.Name]; set && a.Name != annotation.GalleyAnalyzeSuppress.Name {
+			ignored = append(ignored, a.Name)
+		}
+	}
+	slices.Sort(ignored)
+	return ignored
 }
 
 // indexSlices groups slices by "<namespace>/<service>". Slices of names or of

@@ -176,6 +176,7 @@ func handshake(t *testing.T, client, server *tls.Config) (cs, ss tls.ConnectionS
 
 const web, client = "spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/client"
 
+// Contract 3.50, 3.51.
 func TestMutualTLS(t *testing.T) {
 	ca := newCA(t)
 	srv, cli := ca.snapshot(t, now.Add(time.Hour), web), ca.snapshot(t, now.Add(time.Hour), client)
@@ -199,6 +200,35 @@ func TestMutualTLS(t *testing.T) {
 	}
 	if id, err := identity.PeerID(cs); err != nil || id != want {
 		t.Errorf("the client sees %v, %v", id, err)
+	}
+}
+
+func TestVersions(t *testing.T) { // contract 2.19
+	ca := newCA(t)
+	s := ca.snapshot(t, now.Add(time.Hour), web)
+	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		old := identity.ClientConfig(s, s.Credential.ID, "x", nil, clock)
+		old.MinVersion, old.MaxVersion = version, version
+		cs, _, cerr, serr := handshake(t, old, identity.ServerConfig(s, nil, clock))
+		if done := cerr == nil && serr == nil; done != ok || (ok && cs.Version != version) {
+			t.Errorf("version %x: %v, %v", version, cerr, serr)
+		}
+	}
+}
+
+// TestNoResumption: neither side keeps sessions, so every connection proves who
+// is at its ends (contract 2.25).
+func TestNoResumption(t *testing.T) {
+	ca := newCA(t)
+	s := ca.snapshot(t, now.Add(time.Hour), web)
+	eager := identity.ClientConfig(s, s.Credential.ID, "x", nil, clock)
+	eager.SessionTicketsDisabled, eager.ClientSessionCache, eager.MaxVersion = false, tls.NewLRUClientSessionCache(1), tls.VersionTLS12
+	server := identity.ServerConfig(s, nil, clock)
+	for range 2 {
+		cs, _, cerr, serr := handshake(t, eager, server)
+		if cerr != nil || serr != nil || cs.DidResume {
+			t.Errorf("resumed %v: %v, %v", cs.DidResume, cerr, serr)
+		}
 	}
 }
 
@@ -268,6 +298,7 @@ func TestRefusedPeers(t *testing.T) {
 	}
 }
 
+// TestTrustDomainIsCompared proves contract 2.23.
 func TestTrustDomainIsCompared(t *testing.T) { // contract 2.22, trap 15: neither substring nor prefix
 	ca := newCA(t)
 	srv := ca.snapshot(t, now.Add(time.Hour), web)

@@ -73,6 +73,7 @@ func transcript(t testing.TB, req Request) string {
 	return b.String()
 }
 
+// TestGolden proves contract 5.25.
 func TestGolden(t *testing.T) {
 	inputs, err := filepath.Glob("testdata/*.in.yaml")
 	if err != nil || len(inputs) == 0 {

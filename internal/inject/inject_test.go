@@ -114,6 +114,7 @@ func TestKnownAnnotations(t *testing.T) {
 	}
 }
 
+// TestProxyConfigFields proves contract 5.24.
 func TestProxyConfigFields(t *testing.T) {
 	req := simple(map[string]string{"proxy.istio.io/config": "{concurrency: 0, drainDuration: 1s, discoveryAddress: x, tracing: {}, holdApplicationUntilProxyStarts: false, terminationDrainDuration: 90s, proxyMetadata: {}}"})
 	pod, warnings, err := Pod(req)
@@ -129,6 +130,14 @@ func TestProxyConfigFields(t *testing.T) {
 	}
 	if got, want := env(t, container(t, pod, ProxyContainer), "PROXY_CONFIG"), `{"discoveryAddress":"istiod.d8-istio.svc:15012","terminationDrainDuration":"1m30s"}`; got != want {
 		t.Errorf("PROXY_CONFIG %s, want %s", got, want)
+	}
+}
+
+// TestProxyMetadata: environment that nothing reads is warned of by name.
+func TestProxyMetadata(t *testing.T) {
+	_, warnings, err := Pod(simple(map[string]string{"proxy.istio.io/config": "proxyMetadata: {COMPLIANCE_POLICY: pqc, OUTPUT_CERTS: /etc/x, SECRET_TTL: 12h, CA_ADDR: ca.x:15012, GOMAXPROCS: \"2\"}"}))
+	if err != nil || len(warnings) != 2 || !strings.Contains(warnings[0], ": COMPLIANCE_POLICY has no effect") || !strings.Contains(warnings[1], ": OUTPUT_CERTS has no effect") {
+		t.Errorf("%q, %v", warnings, err)
 	}
 }
 
@@ -170,6 +179,26 @@ func TestSecurity(t *testing.T) {
 	}
 	if pod.Spec.SecurityContext != nil {
 		t.Error("the pod's own security context was touched: fsGroup would change the owner of the user's volumes")
+	}
+}
+
+// TestBypassIsNamed: what would get past the proxy or collide with it gives a
+// warning by name (contract 3.71, 5.21, 5.35, 5.36).
+func TestBypassIsNamed(t *testing.T) {
+	req := simple(nil)
+	c := &req.Pod.Spec.Containers[0]
+	c.SecurityContext = &corev1.SecurityContext{RunAsUser: new(int64(1337))}
+	for _, port := range []int32{15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090, 8080} {
+		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: port})
+	}
+	_, warnings, err := Pod(req)
+	if err != nil || len(warnings) != 10 || !strings.Contains(warnings[0], "runs as user or group 1337") {
+		t.Fatalf("%d warnings: %q, %v", len(warnings), warnings, err)
+	}
+	for i, port := range []string{"15000", "15001", "15004", "15006", "15008", "15020", "15021", "15053", "15090"} {
+		if !strings.Contains(warnings[i+1], "port "+port+" is reserved") {
+			t.Errorf("port %s: %s", port, warnings[i+1])
+		}
 	}
 }
 

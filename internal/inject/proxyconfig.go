@@ -135,10 +135,23 @@ func (r reader) proxyMetadata(where string, metadata map[string]string) {
 				r.fault("annotation %s: %s: %q: write a duration that is not negative, such as 5s", where, name, value)
 			}
 		}
-		if len(validation.IsEnvVarName(name)) > 0 {
+		switch {
+		case len(validation.IsEnvVarName(name)) > 0:
 			r.fault("annotation %s: %q is not a name for an environment variable", where, name)
+		case !slices.Contains(readMetadata(), name) && !strings.HasPrefix(name, "ISTIO_META_DNS_"):
+			r.warn("annotation %s: %s has no effect: the proxy doesn't read it", where, name)
 		}
 		r.metadata[name] = value
+	}
+}
+
+// readMetadata are the environment variables which proxyMetadata may set to some
+// effect: those that the programs read, and those of Go's runtime.
+func readMetadata() []string {
+	return []string{
+		"CA_ADDR", "CA_SERVER_NAME", "SECRET_TTL", "TERMINATION_DRAIN_DURATION", "PODSEAL_MAX_CONNECTIONS", "PODSEAL_LOG_LEVEL", loopbackEnv,
+		"ISTIO_META_CLUSTER_ID", "ISTIO_META_WORKLOAD_NAME", "ISTIO_META_OWNER", "ISTIO_META_MESH_ID", "TRUST_DOMAIN", "ISTIO_PROMETHEUS_ANNOTATIONS",
+		"GOMEMLIMIT", "GOMAXPROCS", "GOGC", "GODEBUG", "GOTRACEBACK",
 	}
 }
 

@@ -14,6 +14,7 @@ var update = flag.Bool("update", false, "rewrite golden and generated files")
 
 // TestOfficialCRD holds the PeerAuthentication CRD of the chart against the one
 // of the pinned istio.io/api module; -update takes it from there.
+// Contract 1.4.
 func TestOfficialCRD(t *testing.T) { // contract 1.1, 1.34
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "istio.io/api").Output()
 	if err != nil {

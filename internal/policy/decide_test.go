@@ -8,6 +8,7 @@ import (
 // TestDecide is contract 2.13, cell by cell. The columns are: plaintext HTTP,
 // other plaintext, server-first, foreign TLS, mesh TLS with an HTTP ALPN, with
 // a TCP one, with ours.
+// Contract 1.28.
 func TestDecide(t *testing.T) {
 	table := []struct {
 		mode  Mode

@@ -34,6 +34,7 @@ func port(number uint16, mode Mode) func(*PeerAuthentication) {
 	}
 }
 
+// TestResolve proves contract 1.7-1.14, 1.16-1.20.
 func TestResolve(t *testing.T) {
 	web := selects("app", "web")
 	tests := []struct {

@@ -134,6 +134,7 @@ func TestHTTPAppFails(t *testing.T) {
 
 // TestHTTPStaleConnection: an application may close a connection between
 
+// Contract 2.57.
 func TestHTTPStaleConnection(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	r := newHTTPRig(t, nil)

@@ -184,6 +184,7 @@ const (
 
 // TestHTTPRewrites sends bytes and looks at bytes, in both directions.
 
+// Contract 2.49, 7.16.
 func TestHTTPRewrites(t *testing.T) {
 	mtls := func(r *httpRig) {
 		r.relay.PeerURI, r.relay.PeerCertHash = "spiffe://cluster.local/ns/shop/sa/client", "ab12"

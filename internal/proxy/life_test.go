@@ -109,6 +109,7 @@ func captureHello(t *testing.T, client func(net.Conn, identity.ID, ...string) *t
 
 // More connections than allowed are refused, and those that are open are not
 // disturbed.
+// Contract 3.74.
 func TestConnectionsAreBounded(t *testing.T) {
 	m := newTestMesh(t)
 	web := m.pod("web")
@@ -368,6 +369,7 @@ func httpApp(t *testing.T, pod *workload.Workload, encrypted bool) netip.AddrPor
 }
 
 // Contract 5.49: :15020 has the metrics of proxy and application.
+// Contract 7.1.
 func TestMergedMetrics(t *testing.T) {
 	m := newTestMesh(t)
 	pod := m.pod("web")
@@ -455,6 +457,7 @@ func TestRingKeepsTheLast(t *testing.T) {
 }
 
 // An idle connection is cut, one that is used in one direction only is not.
+// Contract 2.36.
 func TestIdleTimeout(t *testing.T) {
 	p := newPair(t, policy.TCP, func(c *net.TCPConn) {
 		tick := time.NewTicker(200 * time.Millisecond)

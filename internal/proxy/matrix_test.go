@@ -73,6 +73,7 @@ var matrix = map[policy.Mode]map[string][]string{
 }
 
 // TestInboundMatrix is contract 2.13: every cell, by connections.
+// Contract 1.29, 2.2-2.4.
 func TestInboundMatrix(t *testing.T) {
 	m := newTestMesh(t)
 	pod := m.pod("web")

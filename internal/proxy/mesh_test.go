@@ -48,6 +48,7 @@ func (p *pair) dial() *net.TCPConn { return p.connect(p.client.Addresses[0], p.s
 
 // The main job: service address to application, encrypted with exactly the
 // identities of both, by every kind of port and mode.
+// Contract 3.14, 7.13.
 func TestPairTalksMutualTLS(t *testing.T) {
 	for _, proto := range []policy.Protocol{policy.TCP, policy.Auto} {
 		for _, mode := range []policy.Mode{policy.Permissive, policy.Strict} {
@@ -82,6 +83,7 @@ func TestPairTalksMutualTLS(t *testing.T) {
 }
 
 // HTTP through both proxies: the inbound one signs the response as the walkthrough shows.
+// Contract 7.7.
 func TestPairHTTP(t *testing.T) {
 	p := newPair(t, policy.HTTP, func(c *net.TCPConn) {
 		buf := make([]byte, 4096)
@@ -158,8 +160,20 @@ func TestOutsideClientSeesDecorator(t *testing.T) {
 	}
 }
 
+// HTTP/2 reaches the application as it came, on a declared HTTP port too, so that
+// gRPC isn't broken by a wrong name (contract 2.59).
+func TestHTTP2IsCarriedAsBytes(t *testing.T) {
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	p := newPair(t, policy.HTTP, meshtest.Echo)
+	exchange(t, p.dial(), preface)
+	exchange(t, p.connect(p.outsider(), p.app), preface)
+	p.mode(p.server, policy.Strict)
+	exchange(t, p.dial(), preface)
+}
+
 // Design D9, contract 2.7: an application that speaks first is heard at once, by
 // plaintext clients and by mesh clients, and by the latter never in plaintext.
+// Contract 2.6, 2.8, 3.7.
 func TestServerSpeaksFirst(t *testing.T) {
 	const greeting = "220 mail.example ready\r\n"
 	for _, proto := range []policy.Protocol{policy.TCP, policy.Auto} {
@@ -333,6 +347,7 @@ func TestResetPropagates(t *testing.T) {
 
 // Design D11: another identity than that of the endpoint is refused, and nothing
 // goes out in plaintext instead.
+// Contract 3.21, 3.54, 3.56, 3.57.
 func TestWrongIdentityIsRefused(t *testing.T) {
 	p := newPair(t, policy.TCP, meshtest.Echo)
 	p.certify(p.inside, identity.MustNew(meshtest.TrustDomain, "shop", "thief"))
@@ -356,6 +371,7 @@ func metricsOf(t testing.TB, p *proxy) string {
 
 // Contract 2.22: clients of a foreign trust domain are refused though their
 // chain verifies; so are chains to other roots and expired ones.
+// Contract 7.14.
 func TestClientsThatAreRefused(t *testing.T) {
 	p := newPair(t, policy.TCP, meshtest.Echo)
 	p.mode(p.server, policy.Strict)
@@ -420,6 +436,7 @@ func TestRenewalDropsNothing(t *testing.T) {
 }
 
 // Design D13: a new mode cuts what it forbids, at once, and nothing else.
+// Contract 2.63.
 func TestPolicyChangeCutsPlaintextOnly(t *testing.T) {
 	p := newPair(t, policy.TCP, meshtest.Echo)
 	encrypted := p.dial()
@@ -547,6 +564,7 @@ func record2(t *testing.T, p *proxy, direction string) Record {
 
 // When an endpoint doesn't answer, one other is tried; when none does, the
 // client sees a reset.
+// Contract 3.72, 3.75.
 func TestAnotherEndpointIsTried(t *testing.T) {
 	m := newTestMesh(t)
 	client, good, bad := m.pod("client"), m.pod("good"), m.pod("bad")

@@ -20,6 +20,7 @@ var update = flag.Bool("update", false, "rewrite the expected transcripts")
 
 // TestRouteScripts runs the transcripts in testdata/route: a small world in
 // words, a question, the answer.
+// Contract 1.23, 3.1, 3.5, 3.6, 3.16-3.19, 3.22-3.25, 3.27, 3.53, 3.60-3.64, 3.66, 3.68.
 func TestRouteScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/route/*.txt")
 	if err != nil || len(files) == 0 {
@@ -243,6 +244,7 @@ func valuesOf(m map[string]*workload.Workload) func(func(*workload.Workload) boo
 	}
 }
 
+// TestBalancerPrefersTheLessLoaded proves contract 3.58.
 func TestBalancerPrefersTheLessLoaded(t *testing.T) {
 	a, b := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80")
 	for first := range 2 { // whichever of the two comes first

@@ -49,6 +49,7 @@ func TestParseOfTheDocument(t *testing.T) {
 	}
 }
 
+// TestParseAccepts proves contract 3.12.
 func TestParseAccepts(t *testing.T) {
 	for _, test := range []struct {
 		name, spec string

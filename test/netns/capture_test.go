@@ -254,6 +254,7 @@ func TestAnnotations(t *testing.T) {
 }
 
 // TestUDP: what isn't TCP is not touched.
+// Contract 3.2.
 func TestUDP(t *testing.T) {
 	a, b := newPods(t)
 	apply(t, a)
@@ -311,6 +312,7 @@ func TestIPv6Off(t *testing.T) {
 
 // TestApplyAgain: the second time changes nothing, other rules replace the first,
 // other tables are left alone, open connections live on.
+// Contract 5.34.
 func TestApplyAgain(t *testing.T) {
 	a, b := newPods(t)
 	serveAll(t, b, "b")

@@ -307,6 +307,7 @@ func (s *shop) serve(t *testing.T) {
 
 // TestMesh is the walkthrough in small: capture and proxies as in a pod, and what
 // was on the wire at each step.
+// Contract 2.1, 2.17, 3.29.
 func TestMesh(t *testing.T) {
 	s := newShop(t)
 	t.Run("mesh client", s.meshClient)
