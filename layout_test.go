@@ -34,11 +34,13 @@ var mayImport = map[string]string{
 	"internal/inject":        "internal/settings",
 	"internal/controlplane":  "internal/discovery internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire",
 	"internal/proof":         "internal/wire",
+	"internal/edges":         "internal/identity api/report/v1",
 	"internal/install":       "internal/settings api/deckhouse/v1alpha1 deploy/podseal internal/version",
 	"internal/metrics":       "",
 	"internal/meshtest":      "internal/identity internal/policy internal/workload internal/wire internal/xds internal/ca",
 	"api/deckhouse/v1alpha1": "",
 	"api/mesh/v1":            "",
+	"api/report/v1":          "",
 	"deploy/podseal":         "",
 	"cmd/podseal":            "internal/controlplane internal/install internal/inject internal/settings internal/proof internal/version",
 	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/version",
@@ -50,13 +52,13 @@ var onlyIn = map[string]string{
 	"sigs.k8s.io/controller-runtime": "internal/controlplane internal/install cmd/podseal",
 	"helm.sh/":                       "internal/install",
 	"istio.io/client-go":             "internal/discovery internal/controlplane internal/install",
-	"google.golang.org/grpc":         "internal/xds internal/xds/xdspb internal/ca internal/controlplane internal/proxy internal/meshtest",
+	"google.golang.org/grpc":         "api/report/v1 internal/xds internal/xds/xdspb internal/ca internal/controlplane internal/proxy internal/meshtest",
 	"github.com/google/nftables":     "internal/capture",
 	"github.com/vishvananda/":        "internal/capture internal/proof",
 }
 
 // ioFree packages decide: they open nothing and read no clock.
-var ioFree = []string{"internal/identity", "internal/policy", "internal/workload", "internal/wire", "internal/discovery", "internal/settings", "internal/inject"}
+var ioFree = []string{"internal/identity", "internal/policy", "internal/workload", "internal/wire", "internal/discovery", "internal/settings", "internal/inject", "internal/edges"}
 
 // notInProxy is what podseal-proxy must not link: it runs in every pod.
 var notInProxy = []string{"k8s.io/client-go", "k8s.io/api", "sigs.k8s.io/controller-runtime", "helm.sh/", "text/template", "html/template", "golang.org/x/net/trace"}
