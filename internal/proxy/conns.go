@@ -144,19 +144,29 @@ func (c *conn) recheck(w *workload.World, snap *identity.Snapshot) {
 	}
 }
 
-// stillVerified checks a peer's chain again when whom we trust has changed. The
-// time is that of the handshake: a certificate that expires meanwhile cuts
-// nothing (contract 4.27).
-func stillVerified(chain []*x509.Certificate, usage x509.ExtKeyUsage, at time.Time) checkFunc {
+// stillVerified checks a peer's chain, which was verified by what verified trusts,
+// again when that has changed, and only then: every change of the world asks every
+// connection. The time is that of the handshake: a certificate that expires
+// meanwhile cuts nothing (contract 4.27).
+func stillVerified(verified *identity.Snapshot, chain []*x509.Certificate, usage x509.ExtKeyUsage, at time.Time) checkFunc {
+	var last atomic.Pointer[identity.Snapshot]
+	last.Store(trustOf(verified))
 	return func(_ *workload.World, snap *identity.Snapshot) policy.Reason {
-		if snap == nil {
+		if snap == nil || sameTrust(last.Load(), snap) {
 			return policy.None
 		}
 		if _, err := identity.VerifyPeer(snap, chain, usage, at); err != nil {
 			return reasonOf(err)
 		}
+		last.Store(trustOf(snap))
 		return policy.None
 	}
+}
+
+// trustOf is a snapshot without its key, which is not to be kept for as long as a
+// connection lasts.
+func trustOf(snap *identity.Snapshot) *identity.Snapshot {
+	return &identity.Snapshot{Bundle: snap.Bundle, TrustDomains: snap.TrustDomains}
 }
 
 // reset closes a socket so that its peer sees RST.
@@ -167,21 +177,28 @@ func reset(c *net.TCPConn) {
 
 // conns are the open connections.
 type conns struct {
-	limit int
+	limit int // of each direction: strangers who come in never keep the application from going out
 
-	mu    sync.Mutex
-	total uint64 // ever added
-	open  map[*conn]struct{}
-	empty chan struct{} // closed when the last one is gone; nil when nobody waits
+	mu      sync.Mutex
+	total   uint64 // ever added
+	open    map[*conn]struct{}
+	inbound int           // of those that are open
+	empty   chan struct{} // closed when the last one is gone; nil when nobody waits
 }
 
 func newConns(limit int) *conns { return &conns{limit: limit, open: map[*conn]struct{}{}} }
 
-// add registers a connection; it reports false when there are too many.
+// add registers a connection; it reports false when there are too many of its
+// direction.
 func (s *conns) add(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.open) >= s.limit {
+	if c.direction == directionInbound {
+		if s.inbound >= s.limit {
+			return false
+		}
+		s.inbound++
+	} else if len(s.open)-s.inbound >= s.limit {
 		return false
 	}
 	s.open[c] = struct{}{}
@@ -193,6 +210,9 @@ func (s *conns) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, c)
+	if c.direction == directionInbound {
+		s.inbound--
+	}
 	if len(s.open) == 0 && s.empty != nil {
 		close(s.empty)
 		s.empty = nil

@@ -86,12 +86,13 @@ func (p *proxy) serveMerged(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body) // a scraper that hangs up is its own loss
 }
 
-// localPost allows POST from the pod itself only (contract 5.48).
+// localPost allows POST from the pod itself only (contract 5.48). What this proxy
+// lets in from elsewhere has an address of loopback too, but one that is known.
 func localPost(do func()) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		switch {
-		case err != nil || !from.Addr().Unmap().IsLoopback():
+		switch addr := from.Addr().Unmap(); {
+		case err != nil || !addr.IsLoopback() || addr == loopbackSource(addr):
 			http.Error(w, "only requests from within the pod are allowed", http.StatusForbidden)
 		case r.Method != http.MethodPost:
 			http.Error(w, "only POST is allowed", http.StatusMethodNotAllowed)

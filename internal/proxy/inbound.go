@@ -72,10 +72,14 @@ func (p *proxy) serveInbound(ctx context.Context, c *conn) {
 	in.decide(ctx, first)
 }
 
-// smuggled reports whether a client elsewhere asks for a loopback address. The
-// kernel drops such a packet, but capture redirects it before it looks, and what
-// listens there was never meant for others. A neighbour on the link can send one.
-func smuggled(from, to netip.Addr) bool { return to.Unmap().IsLoopback() && !from.Unmap().IsLoopback() }
+// smuggled reports whether a client elsewhere asks for a loopback address, or for
+// none, which to connect to means the same. The kernel drops such a packet, but
+// capture redirects it before it looks, and what listens there was never meant for
+// others. A neighbour on the link can send one.
+func smuggled(from, to netip.Addr) bool {
+	to = to.Unmap()
+	return (to.IsLoopback() || to.IsUnspecified()) && !from.Unmap().IsLoopback()
+}
 
 // firstBytes looks at what comes first. Where plaintext is allowed the
 // application is connected at once, as it may be the one that speaks (design D9);
@@ -223,7 +227,7 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 			r.SourceWorkload = ""
 		}
 	})
-	in.p.watchPeer(in.c, cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
+	in.p.watchPeer(in.c, snap, cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
 	return client, nil
 }
 

@@ -21,6 +21,8 @@ func TestLoopbackIsNotForOthers(t *testing.T) {
 		{"10.0.0.9", "127.0.0.1", true},
 		{"10.0.0.9", "::ffff:127.0.0.1", true},
 		{"fd00::9", "::1", true},
+		{"fd00::9", "::", true},
+		{"10.0.0.9", "0.0.0.0", true},
 		{"10.0.0.9", "10.0.0.2", false},
 		{"127.0.0.1", "127.0.0.2", false}, // from within the pod: contract 5.27
 	} {

@@ -126,8 +126,10 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	record(t, p, withReason(policy.Overloaded))
 	exchange(t, first, "still")
+	elsewhere := meshtest.Serve(t, from, meshtest.Echo)
+	exchange(t, m.connect(web.Addresses[0], elsewhere), "who comes in keeps nobody from going out")
 	first.Close()
-	eventually(t, func() bool { return len(p.conns.all()) == 1 })
+	eventually(t, func() bool { return len(p.conns.all()) == 2 })
 	exchange(t, m.connect(from, app), "room again")
 }
 
@@ -209,12 +211,14 @@ func TestDrainAndQuitRequests(t *testing.T) {
 		if code, _ := get(t, p.clientSide, 1, "GET", path); code != http.StatusMethodNotAllowed {
 			t.Errorf("GET %s: %d", path, code)
 		}
-		w := httptest.NewRecorder()
-		r := httptest.NewRequest(http.MethodPost, path, nil)
-		r.RemoteAddr = "10.0.0.9:1234"
-		p.clientSide.metricsHandler().ServeHTTP(w, r)
-		if w.Code != http.StatusForbidden {
-			t.Errorf("POST %s from elsewhere: %d", path, w.Code)
+		for _, from := range []string{"10.0.0.9:1234", "127.0.0.6:1234", "[::6]:1234"} { // the last two are how others come in by this proxy
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest(http.MethodPost, path, nil)
+			r.RemoteAddr = from
+			p.clientSide.metricsHandler().ServeHTTP(w, r)
+			if w.Code != http.StatusForbidden {
+				t.Errorf("POST %s from %s: %d", path, from, w.Code)
+			}
 		}
 	}
 	if code, _ := get(t, p.clientSide, 1, "POST", "/drain"); code != http.StatusOK {

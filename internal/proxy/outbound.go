@@ -197,13 +197,14 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 		r.tlsFacts(cs)
 		r.SourceIdentity, r.DestinationIdentity = snap.Credential.ID.String(), proved.String()
 	})
-	p.watchPeer(c, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
+	p.watchPeer(c, snap, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
 	return encrypted, nil
 }
 
-// watchPeer checks the peer again whenever whom we trust changes, beginning now.
-func (p *proxy) watchPeer(c *conn, chain []*x509.Certificate, usage x509.ExtKeyUsage) {
-	c.watch(stillVerified(chain, usage, p.cfg.Now()))
+// watchPeer checks the peer, whose chain snap has verified, again whenever whom we
+// trust changes, beginning now.
+func (p *proxy) watchPeer(c *conn, snap *identity.Snapshot, chain []*x509.Certificate, usage x509.ExtKeyUsage) {
+	c.watch(stillVerified(snap, chain, usage, p.cfg.Now()))
 	if snap, err := p.creds.Snapshot(); err == nil {
 		c.recheck(p.worlds.world(), snap)
 	}

@@ -43,6 +43,26 @@ func TestOwnPortsAreBounded(t *testing.T) {
 	}
 }
 
+// A program that prefers Multipath TCP is served over TCP: of the former the kernel
+// tells no original destination (contract B5).
+func TestMultipathIsDeclined(t *testing.T) {
+	l, err := bindCapture(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	var d net.Dialer
+	d.SetMultipathTCP(true)
+	c, err := d.DialContext(t.Context(), "tcp", l[0].Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if multi, err := c.(*net.TCPConn).MultipathTCP(); err != nil || multi {
+		t.Errorf("it speaks Multipath TCP, %v", err)
+	}
+}
+
 // A probe may take as long as its pod says, and brings no proof of identity that
 // nobody has checked (contract 5.38, 2.47).
 func TestSlowProbe(t *testing.T) {

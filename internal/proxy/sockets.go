@@ -105,8 +105,12 @@ func bindCapture(ctx context.Context, addr string) (listeners, error) {
 }
 
 // listen opens a socket; a taken port is reported with what to do about it.
+// Multipath TCP, which Go would offer, is declined: the kernel doesn't tell the
+// original destination of such a connection. Its client then goes on with TCP.
 func listen(ctx context.Context, network, addr string) (net.Listener, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	l, err := config.Listen(ctx, network, addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		_, port, _ := net.SplitHostPort(addr)
 		return nil, fmt.Errorf("listen on %s: port %s is taken by another program in this pod; the mesh needs it, so give that program another port: %w", addr, port, err)
