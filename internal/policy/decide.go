@@ -70,6 +70,7 @@ const (
 	PeerIdentity       Reason = "peer_identity"        // proved another identity than expected
 	ForeignTrustDomain Reason = "foreign_trust_domain" // identity of a trust domain that isn't ours
 	NoIdentity         Reason = "no_identity"          // this proxy has no valid certificate
+	PolicyDenied       Reason = "policy_denied"        // an AuthorizationPolicy denies it
 	PolicyChanged      Reason = "policy_changed"       // open connection that a new policy forbids
 	NoDestination      Reason = "no_destination"       // original destination unknown or our own port
 	NoEndpoint         Reason = "no_endpoint"          // the service has no ready endpoint
@@ -86,7 +87,7 @@ const (
 func Reasons() []Reason {
 	return []Reason{
 		PlaintextRefused, ForeignTLSRefused, HandshakeFailed, HandshakeTimeout, PeerUnverified, PeerIdentity,
-		ForeignTrustDomain, NoIdentity, PolicyChanged, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
+		ForeignTrustDomain, NoIdentity, PolicyDenied, PolicyChanged, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
 		ConnectTimeout, IdleTimeout, BadRequest, Draining, Overloaded,
 	}
 }

@@ -3,8 +3,10 @@
 // Everything here is pure. A PeerAuthentication gives each port of a workload
 // one effective [Mode] ([Resolve]); the mode, what is known of the port's
 // protocol and what the first bytes look like give one [Action] ([Decide]), by
-// the table of contract 2.13. What is refused is refused with a [Reason] of one
-// closed set: the same word in the log, the metric and the CLI.
+// the table of contract 2.13. The AuthorizationPolicies that apply to a workload
+// are one [Access], which judges each connection or request ([Access.Judge]).
+// What is refused is refused with a [Reason] of one closed set: the same word in
+// the log, the metric and the CLI.
 package policy
 
 import (
