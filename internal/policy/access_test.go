@@ -53,6 +53,8 @@ func with(f func(*Request)) *Attempt {
 func path(p string) *Attempt { return with(func(r *Request) { r.Path = []byte(p) }) }
 func host(h string) *Attempt { return with(func(r *Request) { r.Host = []byte(h) }) }
 
+// TestJudge is contract 6.4-6.8, 6.11-6.18, 6.20-6.35, 6.37, 6.42-6.44; each
+// case has its number in its name.
 func TestJudge(t *testing.T) {
 	anything := Rule{}
 	tests := []struct {
