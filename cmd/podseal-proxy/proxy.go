@@ -80,7 +80,7 @@ func proxyConfig(args []string, getenv func(string) string, stderr io.Writer) (p
 	fs.StringVar(&cfg.Listen.Metrics, "listen-metrics", cfg.Listen.Metrics, "metrics and probes")
 	fs.StringVar(&cfg.Listen.Stats, "listen-stats", cfg.Listen.Stats, "metrics, where scrapers of Envoy look")
 	fs.StringVar(&cfg.Listen.Admin, "listen-admin", cfg.Listen.Admin, "status, for people in the pod")
-	fs.IntVar(&cfg.MaxConnections, "max-connections", env.number("PODSEAL_MAX_CONNECTIONS", proxy.DefaultMaxConnections), "connections open at a time (env PODSEAL_MAX_CONNECTIONS)")
+	fs.IntVar(&cfg.MaxConnections, "max-connections", env.number("PODSEAL_MAX_CONNECTIONS", proxy.DefaultMaxConnections), "connections open at a time, in each direction (env PODSEAL_MAX_CONNECTIONS)")
 	fs.DurationVar(&cfg.Drain, "drain", env.duration("TERMINATION_DRAIN_DURATION", proxy.DefaultDrain), "how long open connections may finish (env TERMINATION_DRAIN_DURATION)")
 	fs.DurationVar(&cfg.Control.TTL, "certificate-ttl", env.duration("SECRET_TTL", 24*time.Hour), "life of certificates to ask for (env SECRET_TTL)")
 	logLevel := fs.String("proxyLogLevel", cmp.Or(getenv("PODSEAL_LOG_LEVEL"), "info"), "debug, info, warn or error; Istio's own names are read too")

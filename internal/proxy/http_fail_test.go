@@ -25,6 +25,7 @@ func TestHTTPRefuses(t *testing.T) {
 		"NUL in the path":           {"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"},
 		"no Host":                   {"GET / HTTP/1.1\r\n\r\n", "400 Bad Request"},
 		"bad chunk":                 {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "400 Bad Request"},
+		"XFCC in a trailer":         {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Forwarded-Client-Cert: By=forged\r\n\r\n", "400 Bad Request"}, // contract 2.47
 		"too long":                  {"GET /" + strings.Repeat("a", wire.MaxHead) + " HTTP/1.1\r\n\r\n", "431 Request Header Fields Too Large"},
 		"HTTP/1.0 (contract 2.55)":  {"GET / HTTP/1.0\r\n\r\n", "426 Upgrade Required"},
 		"more behind the bad thing": {"BAD\r\n\r\n" + strings.Repeat("x", 100_000), "400 Bad Request"},

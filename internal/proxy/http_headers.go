@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ func (h *httpRelay) appendRequest(b []byte, r *wire.RequestHead) (head []byte, d
 	var seen requestFields
 	upgrade := upgradeOf(r)
 	for _, f := range r.Fields {
-		b = h.appendRequestField(b, f, r, upgrade != nil, &seen)
+		b = h.appendRequestField(b, f, r, &seen)
 	}
 	if !seen.host && len(r.Host) > 0 {
 		b = append(append(append(b, "host: "...), r.Host...), "\r\n"...)
@@ -65,16 +66,21 @@ func (h *httpRelay) appendRequest(b []byte, r *wire.RequestHead) (head []byte, d
 }
 
 // upgradeOf is the protocol that the client asks to change to, if the
-// application is to hear of it. An offer of h2c is dropped: what followed could
-// not be read (contract 2.51).
+// application is to hear of it. An offer of h2c, also as one of several, is
+// dropped: what followed would be requests that nobody has read (contract 2.51).
 func upgradeOf(r *wire.RequestHead) []byte {
-	if (wire.Field{Name: r.Upgrade}).Is("h2c") {
-		return nil
+	for offers, more := r.Upgrade, true; more; {
+		var offer []byte
+		offer, offers, more = bytes.Cut(offers, []byte{','})
+		name, _, _ := bytes.Cut(offer, []byte{'/'}) // the rest is a version (RFC 9110 7.8)
+		if (wire.Field{Name: bytes.Trim(name, " \t")}).Is("h2c") {
+			return nil
+		}
 	}
 	return r.Upgrade
 }
 
-func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHead, upgrading bool, seen *requestFields) []byte {
+func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHead, seen *requestFields) []byte {
 	start := len(b)
 	b = appendLower(b, f.Name)
 	value := f.Value
@@ -91,9 +97,9 @@ func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHe
 		seen.requestID = true
 	case "x-forwarded-proto":
 		seen.proto = true
-	case "x-forwarded-client-cert": // contract 2.46, 2.47
+	case wire.ClientCertField: // contract 2.46, 2.47
 		drop = true
-		if h.PeerURI != "" && len(value) > 0 {
+		if h.PeerURI != "" && len(value) > 0 && quotesClose(value) {
 			if len(seen.xfcc) > 0 {
 				seen.xfcc = append(seen.xfcc, ',')
 			}
@@ -103,9 +109,7 @@ func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHe
 		drop, seen.decorated = true, true
 	case "te":
 		drop = !(wire.Field{Name: value}).Is("trailers")
-	case "http2-settings":
-		drop = !upgrading
-	case "connection", "keep-alive", "proxy-connection", "upgrade", // contract 2.51
+	case "http2-settings", "connection", "keep-alive", "proxy-connection", "upgrade", // contract 2.51
 		"x-envoy-peer-metadata", "x-envoy-peer-metadata-id", // contract 2.41
 		// What only a proxy may say (contract 2.52).
 		"x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-retriable-status-codes", "x-envoy-retriable-header-names",
@@ -114,11 +118,34 @@ func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHe
 		"x-envoy-force-trace", "x-envoy-internal", "x-envoy-ip-tags", "x-envoy-original-path", "x-envoy-original-url",
 		"x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node":
 		drop = true
+	default:
+		drop = wire.IsClientCert(b[start:]) // by another spelling
 	}
 	if drop {
 		return b[:start]
 	}
 	return append(append(append(b, ": "...), value...), "\r\n"...)
+}
+
+// quotesClose reports whether every quote in a value is closed again, by readers that
+// know escapes and by those that don't. Behind an open one our own element would
+// be taken for a part of the client's.
+func quotesClose(value []byte) bool {
+	var inside, escaped, plain bool
+	for _, c := range value {
+		switch {
+		case escaped:
+			escaped = false
+		case c == '\\' && inside:
+			escaped = true
+		case c == '"':
+			inside = !inside
+		}
+		if c == '"' {
+			plain = !plain
+		}
+	}
+	return !inside && !plain
 }
 
 // appendXFCC appends what this proxy knows of its peer to what the client sent

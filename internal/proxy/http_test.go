@@ -203,6 +203,10 @@ func TestHTTPRewrites(t *testing.T) {
 			request: plainGet + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nTE: gzip\r\n\r\n",
 			atApp:   gotGet + testTail,
 		},
+		"contract 2.51: nor as one of several": {
+			request: plainGet + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: websocket , H2C/1, foo\r\nHTTP2-Settings: x\r\n\r\n",
+			atApp:   gotGet + testTail,
+		},
 		"contract 2.37: server and date are added where missing": {
 			request: plainGet + "\r\n", atApp: gotGet + testTail,
 			response: "HTTP/1.1 404 Gone fishing\r\nContent-Length: 0\r\n\r\n",
@@ -224,6 +228,16 @@ func TestHTTPRewrites(t *testing.T) {
 		"contract 2.46: XFCC is appended to what an mTLS peer sent": {
 			edit: mtls, request: plainGet + "X-Forwarded-Client-Cert: By=a\r\nx-forwarded-client-cert: By=b\r\n\r\n",
 			atApp: strings.TrimSuffix(gotGet+testTail, "\r\n") + "x-forwarded-client-cert: By=a,By=b," + testXFCC + "\r\n\r\n",
+			atEnd: gotOK + "\r\n",
+		},
+		"contract 2.49: what was sent can't swallow our element": {
+			edit: mtls, request: plainGet + "X-Forwarded-Client-Cert: URI=spiffe://a;Subject=\"\r\nX-Forwarded-Client-Cert: Subject=\"\\\"\r\nx-forwarded-client-cert: By=b;Subject=\"CN=\\\"x\\\"\"\r\n\r\n",
+			atApp: strings.TrimSuffix(gotGet+testTail, "\r\n") + "x-forwarded-client-cert: By=b;Subject=\"CN=\\\"x\\\"\"," + testXFCC + "\r\n\r\n",
+			atEnd: gotOK + "\r\n",
+		},
+		"contract 2.47: XFCC by a name that gateways take for it": {
+			edit: mtls, request: plainGet + "X_Forwarded_Client_Cert: URI=spiffe://a\r\nx-forwarded_client-Cert: b\r\nx-forwarded-client-certs: c\r\n\r\n",
+			atApp: strings.TrimSuffix(gotGet+"x-forwarded-client-certs: c\r\n"+testTail, "\r\n") + "x-forwarded-client-cert: " + testXFCC + "\r\n\r\n",
 			atEnd: gotOK + "\r\n",
 		},
 		"contract 2.47: XFCC of a plaintext client is removed": {

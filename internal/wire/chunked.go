@@ -24,11 +24,47 @@ const (
 	chunkDone
 )
 
+// claims are what no trailer may say, since it is passed on unread: how long a
+// message is and where it goes (RFC 9110 6.5.1), and who its sender is. A reader
+// that joins trailers to the header would believe it.
+var claims = [...]string{"content-length", "transfer-encoding", "host", "connection", "upgrade", ClientCertField}
+
+// ClientCertField is the header field that says who a client has proved to be.
+const ClientCertField = "x-forwarded-client-cert"
+
+// IsClientCert reports whether a field is ClientCertField, or will be taken for
+// it by a gateway to CGI or its kin, which can't tell `_` from `-`.
+func IsClientCert(name []byte) bool {
+	if len(name) != len(ClientCertField) {
+		return false
+	}
+	for i, c := range name {
+		if claimByte(c) != ClientCertField[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// claimByte is a byte of a field name, in lower case and with `_` for `-`.
+func claimByte(c byte) byte {
+	switch {
+	case 'A' <= c && c <= 'Z':
+		return c + 'a' - 'A'
+	case c == '_':
+		return '-'
+	}
+	return c
+}
+
 // ChunkTracker finds the end of a chunked body (RFC 9112 7.1), trailer section
 // included, in bytes that are passed on unchanged. The zero value is at the
-// start of a body. It is strict: CRLF only, no sign or prefix before a size.
+// start of a body. It is strict: CRLF only, no sign or prefix before a size, no
+// trailer that says what only a header may.
 type ChunkTracker struct {
 	state    chunkState
+	claims   uint8  // by bit, those of claims that the trailer field's name may yet be
+	named    uint16 // bytes of that name so far, at most maxTrailer
 	digits   int
 	left     int64 // bytes of the current chunk
 	line     int   // bytes of the current size line
@@ -152,16 +188,18 @@ func (t *ChunkTracker) otherByte(c byte) error {
 			t.state = chunkEndLF
 			return nil
 		}
-		t.state = trailerName
-		if !isTokenByte(c) {
-			return malformed("trailer field name")
-		}
+		t.state, t.named, t.claims = trailerName, 0, 1<<len(claims)-1
+		return t.nameByte(c)
 	case trailerName:
-		if c == ':' {
-			t.state = trailerValue
-		} else if !isTokenByte(c) {
-			return malformed("trailer field name")
+		if c != ':' {
+			return t.nameByte(c)
 		}
+		for i, claim := range claims {
+			if t.claims>>i&1 == 1 && int(t.named) == len(claim) {
+				return malformed("trailer that says what only a header may")
+			}
+		}
+		t.state = trailerValue
 	case trailerValue:
 		if c == '\r' {
 			t.state = trailerLF
@@ -173,6 +211,20 @@ func (t *ChunkTracker) otherByte(c byte) error {
 	default:
 		return t.expect(c, '\n', chunkDone)
 	}
+	return nil
+}
+
+// nameByte takes a byte of a trailer field's name.
+func (t *ChunkTracker) nameByte(c byte) error {
+	if !isTokenByte(c) {
+		return malformed("trailer field name")
+	}
+	for i, claim := range claims {
+		if at := int(t.named); at >= len(claim) || claim[at] != claimByte(c) {
+			t.claims &^= 1 << i
+		}
+	}
+	t.named++
 	return nil
 }
 

@@ -12,6 +12,7 @@ func TestChunkTracker(t *testing.T) {
 		"5\r\nhello\r\n0\r\n\r\n",
 		"5;name=value;q=\"x y\"\r\nhello\r\n00A \t\r\n0123456789\r\n000\r\n\r\n",
 		"a\r\n\r\n\r\n\r\n\r\n\r\n\r\n0;last\r\nX-Trailer: a b\r\nY:\r\n\r\n",
+		"0\r\nHosts: a\r\nX-Forwarded-Client-Cert-Not: b\r\nGrpc-Status: 0\r\nContent-Digest: c\r\n\r\n",
 	} {
 		var whole ChunkTracker
 		if n, err := whole.Advance([]byte(in + "GET / HTTP/1.1")); err != nil || n != len(in) || !whole.Done() {
@@ -56,6 +57,11 @@ func TestChunkTrackerRefuses(t *testing.T) {
 		{"0\r\nX: a\nY: b\r\n\r\n", ErrMalformed},
 		{"0\r\n\n", ErrMalformed},
 		{"0\r\n\r\r", ErrMalformed},
+		{"0\r\nX: a\r\nX-Forwarded-Client-Cert: URI=spiffe://cluster.local/ns/a/sa/b\r\n\r\n", ErrMalformed},
+		{"0\r\nx_forwarded_Client_cert: a\r\n\r\n", ErrMalformed},
+		{"0\r\nContent-Length: 1\r\n\r\n", ErrMalformed},
+		{"0\r\nTransfer_Encoding: chunked\r\n\r\n", ErrMalformed},
+		{"0\r\nhost: b\r\n\r\n", ErrMalformed},
 		{"1000000000000000\r\n", ErrTooLarge},
 		{"5;" + strings.Repeat("a", maxChunkLine), ErrTooLarge},
 		{"0\r\nX: " + strings.Repeat("a", maxTrailer), ErrTooLarge},
