@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -64,7 +65,11 @@ type ClientConfig struct {
 
 // Client keeps a workload's certificate fresh.
 type Client struct {
-	cfg ClientConfig
+	cfg  ClientConfig
+	told chan struct{} // published has changed
+
+	mu        sync.Mutex
+	published *identity.Bundle // nil until Trust was called
 }
 
 // NewClient returns a client; [Client.Run] makes it work.
@@ -81,18 +86,20 @@ func NewClient(cfg ClientConfig) *Client {
 	if cfg.Rand == nil {
 		cfg.Rand = chance
 	}
-	return &Client{cfg: cfg}
+	return &Client{cfg: cfg, told: make(chan struct{}, 1)}
 }
 
 // Run asks for a certificate, hands it to set with the roots to trust, and asks
-// again at half of its life, with a new key each time (contract 4.25, 4.26).
-// While requests fail what was set stays, and Run keeps trying until the context
+// again at half of its life, with a new key each time (contract 4.25, 4.26), or
+// sooner when peers no longer accept it ([Client.Trust]). While requests fail what was set stays, and Run keeps trying until the context
 // ends; it returns the cause of that. set is called from this goroutine.
 func (c *Client) Run(ctx context.Context, set func(*identity.Credential, *identity.Bundle)) error {
 	var current *identity.Credential
 	failures, wasQuick := 0, false
+	var ahead early
 	for {
 		var next time.Time
+		ahead.begin(c.cfg.Now())
 		cred, bundle, err := c.Request(ctx)
 		now := c.cfg.Now()
 		switch {
@@ -117,8 +124,14 @@ func (c *Client) Run(ctx context.Context, set func(*identity.Credential, *identi
 				slog.Time("renew_at", next), slog.String("bundle", bundle.Hash()))
 			set(cred, bundle)
 		}
-		if !c.waitUntil(ctx, next) {
-			return context.Cause(ctx)
+		for due := false; !due; {
+			at := next
+			if failures == 0 {
+				at = ahead.plan(c, current, next)
+			}
+			if due = c.waitUntil(ctx, at); ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 		}
 	}
 }
@@ -169,21 +182,30 @@ func parseAnswer(elements []string, key crypto.Signer, now time.Time) (*identity
 	if err != nil {
 		return nil, nil, err
 	}
-	chain := make([]*x509.Certificate, 0, last)
+	if err := verifyOwn(cred, bundle, now); err != nil {
+		return nil, nil, err
+	}
+	return cred, bundle, nil
+}
+
+// verifyOwn says why a peer that trusts the bundle would not accept our
+// certificate.
+func verifyOwn(cred *identity.Credential, bundle *identity.Bundle, now time.Time) error {
+	chain := make([]*x509.Certificate, 0, len(cred.TLS().Certificate))
 	for _, raw := range cred.TLS().Certificate {
 		x, err := x509.ParseCertificate(raw)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		chain = append(chain, x)
 	}
 	snap := &identity.Snapshot{Credential: cred, Bundle: bundle, TrustDomains: []string{cred.ID.TrustDomain()}}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
 		if _, err := identity.VerifyPeer(snap, chain, usage, now); err != nil {
-			return nil, nil, err
+			return err
 		}
 	}
-	return cred, bundle, nil
+	return nil
 }
 
 // pause is how long to wait after a failure that so many of its kind preceded.
@@ -230,21 +252,23 @@ func (c *Client) failed(current *identity.Credential, err error, pause time.Dura
 	c.cfg.Log.Warn("certificate not renewed", cause, retry, end)
 }
 
-// waitUntil waits for a moment of the wall clock and reports whether the
-// context is still alive.
+// waitUntil waits for a moment of the wall clock and reports whether it has
+// come; it returns before that when the context ends or Trust was called.
 func (c *Client) waitUntil(ctx context.Context, at time.Time) bool {
 	for {
 		left := at.Round(0).Sub(c.cfg.Now().Round(0))
 		if left <= 0 {
-			return ctx.Err() == nil
+			return true
 		}
 		timer := time.NewTimer(min(left, look))
 		select {
 		case <-timer.C:
+			continue
+		case <-c.told:
 		case <-ctx.Done():
-			timer.Stop()
-			return false
 		}
+		timer.Stop()
+		return false
 	}
 }
 

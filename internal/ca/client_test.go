@@ -76,6 +76,7 @@ type pair struct {
 	*front
 	tokens map[string]token
 	log    safeBuffer
+	client *Client
 	stop   func()
 
 	mu     sync.Mutex
@@ -159,6 +160,7 @@ func newPair(t *testing.T, change func(*ClientConfig)) *pair {
 	if change != nil {
 		change(&cfg)
 	}
+	p.client = NewClient(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -167,7 +169,7 @@ func newPair(t *testing.T, change func(*ClientConfig)) *pair {
 		}
 	})
 	running.Go(func() {
-		err := NewClient(cfg).Run(ctx, func(cred *identity.Credential, bundle *identity.Bundle) {
+		err := p.client.Run(ctx, func(cred *identity.Credential, bundle *identity.Bundle) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.taken = append(p.taken, received{time.Now(), cred, bundle})

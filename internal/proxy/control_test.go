@@ -206,6 +206,57 @@ func TestControlPlaneIsVerified(t *testing.T) {
 	eventually(t, func() bool { return p.notReady() == "" })
 }
 
+// TestRootIsExchanged: a control plane that has lost its root comes back with
+// another. Proxies listen to it only when the mounted root says so, and then
+// have new certificates at once, without a restart (contract 4.30, 4.37).
+func TestRootIsExchanged(t *testing.T) {
+	newIssuer := func() *ca.Issuer {
+		issuer, err := ca.NewSelfSigned(meshtest.TrustDomain, time.Now(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return issuer
+	}
+	cp := startControlPlane(t, newIssuer(), "127.0.0.1:0")
+	m := newTestMesh(t)
+	client, web := m.pod("client"), m.pod("web")
+	web.Modes.Default = policy.Strict
+	app := meshtest.Serve(t, web.Addresses[0], meshtest.Echo)
+	m.world.Service("web", vip(80), policy.Auto, app.Port(), web)
+	proxies := [2]*proxy{startControlled(t, m, cp, 0), startControlled(t, m, cp, 1)}
+	cp.publish(t, m.world)
+	for _, p := range proxies {
+		eventually(t, func() bool { return p.notReady() == "" })
+	}
+	open := m.connect(client.Addresses[0], vip(80))
+	exchange(t, open, "\x00before")
+
+	cp.stop()
+	cp = startControlPlane(t, newIssuer(), cp.addr)
+	cp.publish(t, m.world)
+	for _, p := range proxies {
+		eventually(t, func() bool { return strings.Contains(p.control.Load().Status().LastError, "unknown authority") })
+	}
+	exchange(t, open, "\x00not authenticated, so not listened to")
+	exchange(t, m.connect(client.Addresses[0], vip(80)), "\x00so what was known holds")
+
+	began := time.Now()
+	for _, p := range proxies {
+		if err := os.WriteFile(p.cfg.Control.RootFile, cp.issuer.Bundle().PEM(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range proxies {
+		eventually(t, func() bool {
+			snap, err := p.creds.Snapshot()
+			return err == nil && snap.Bundle.Hash() == cp.issuer.Bundle().Hash() && snap.Credential.Leaf.CheckSignatureFrom(cp.issuer.Certificate()) == nil
+		})
+	}
+	t.Logf("the new root was in force after %s", time.Since(began))
+	ends(t, open) // its peers proved themselves by a root that is no longer trusted
+	exchange(t, m.connect(client.Addresses[0], vip(80)), "\x00after")
+}
+
 func TestReadToken(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "token")

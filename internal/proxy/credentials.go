@@ -24,6 +24,7 @@ type credentialStore struct {
 	issued  chan struct{} // closed with the first certificate
 
 	mu           sync.Mutex
+	published    func(*identity.Bundle) // told each new bundle of the mesh resource; may be nil
 	credential   *identity.Credential
 	bundle       *identity.Bundle
 	fromCA       string // hash of the last bundle that came with a certificate
@@ -47,6 +48,14 @@ func (c *credentialStore) Snapshot() (*identity.Snapshot, error) {
 		return nil, errExpired
 	}
 	return s, nil
+}
+
+// follow has f told each bundle that the mesh resource brings from now on. f
+// must return at once.
+func (c *credentialStore) follow(f func(*identity.Bundle)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.published = f
 }
 
 // renewed takes a new certificate into force. The bundle that came with it
@@ -76,6 +85,9 @@ func (c *credentialStore) trust(bundlePEM []byte, trustDomains []string) error {
 		if err == nil && bundle.Hash() != c.fromMesh {
 			c.fromMesh = bundle.Hash()
 			c.bundle = bundle
+			if c.published != nil {
+				c.published(bundle)
+			}
 		}
 	}
 	c.trustDomains = trustDomains
