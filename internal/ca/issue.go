@@ -205,8 +205,12 @@ func (i *Issuer) Renew(now time.Time, random io.Reader) (*Issuer, error) {
 // certificates and bundles of it: its bundle must contain all of the old roots
 // or be contained in them (contract 4.35), peers that still have the old bundle
 // must accept what it signs, and those that have its own bundle what the issuer
-// signed until now (the staged order of contract 4.38).
+// signed until now (the staged order of contract 4.38). What has expired
+// protects nobody and hinders nothing.
 func (i *Issuer) CheckSuccessor(next *Issuer, now time.Time) error {
+	if !slices.ContainsFunc(i.bundle.Roots(), func(r *x509.Certificate) bool { return validAt(r, now) == nil }) {
+		return nil // nobody accepts anybody any more
+	}
 	lacks := func(b *identity.Bundle, roots []*x509.Certificate) bool {
 		return slices.ContainsFunc(roots, func(r *x509.Certificate) bool {
 			return !slices.ContainsFunc(b.Roots(), func(x *x509.Certificate) bool { return sameAuthority(r, x) })
@@ -215,7 +219,8 @@ func (i *Issuer) CheckSuccessor(next *Issuer, now time.Time) error {
 	if lacks(next.bundle, i.bundle.Roots()) && lacks(i.bundle, next.bundle.Roots()) {
 		return errors.New("the new root bundle neither contains the present one nor is part of it")
 	}
-	if err := i.trustedBy(next.bundle, now); err != nil {
+	signsWell := i.trustedBy(i.bundle, now) == nil
+	if err := i.trustedBy(next.bundle, now); err != nil && signsWell {
 		return fmt.Errorf("what the present issuer has signed would no longer be accepted: keep its root in the bundle until the workloads have new certificates: %w", err)
 	}
 	if err := next.trustedBy(i.bundle, now); err != nil {
@@ -224,9 +229,12 @@ func (i *Issuer) CheckSuccessor(next *Issuer, now time.Time) error {
 	return nil
 }
 
-// trustedBy says why a bundle doesn't verify what the issuer signs.
+// trustedBy says why a bundle doesn't verify what the issuer signs now.
 func (i *Issuer) trustedBy(b *identity.Bundle, now time.Time) error {
-	if slices.ContainsFunc(b.Roots(), func(r *x509.Certificate) bool { return sameAuthority(r, i.cert) }) {
+	if err := validAt(i.cert, now); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(b.Roots(), func(r *x509.Certificate) bool { return sameAuthority(r, i.cert) && validAt(r, now) == nil }) {
 		return nil
 	}
 	_, err := verifyIssuer(i.cert, i.chain, b, now)

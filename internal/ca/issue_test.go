@@ -363,10 +363,48 @@ func TestSuccessor(t *testing.T) {
 		{"an intermediate of the same root", a, intermediateOf(t, a), true},
 		{"another intermediate", intermediateOf(t, a), intermediateOf(t, a), true},
 		{"an intermediate of another root", intermediateOf(t, a), intermediateOf(t, b), false},
+		{"the next root is given up for a third", with(a, a, b), with(a, a, newIssuer(t)), false},
+		{"and given up", with(a, a, b), a, true},
 	} {
 		if err := c.old.CheckSuccessor(c.new, day0); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+// TestSuccessorOfTheExpired: an issuer or root that has expired doesn't stand in
+// the way of the one that is to replace it.
+func TestSuccessorOfTheExpired(t *testing.T) {
+	root, other := newIssuer(t), newIssuer(t)
+	short := func(life time.Duration) *Issuer {
+		f := intermediateFiles(t, root)
+		template := rootTemplate("short", day0, big.NewInt(8))
+		template.NotAfter = day0.Add(life)
+		key := newKey(t)
+		der, err := x509.CreateCertificate(rand.Reader, template, root.cert, key.Public(), root.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyDER, err := x509.MarshalECPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Cert, f.Key, f.Chain = certificatePEM(der), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), nil
+		i, err := ParseIssuer(f, day0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	intermediate := short(time.Hour)
+	if err := intermediate.CheckSuccessor(intermediateOf(t, root), day0.Add(2*time.Hour)); err != nil {
+		t.Errorf("an expired intermediate can't be replaced by another of its root: %v", err)
+	}
+	if err := intermediate.CheckSuccessor(other, day0.Add(2*time.Hour)); err == nil {
+		t.Error("an expired intermediate is replaced by one of another root, which nobody accepts")
+	}
+	if err := root.CheckSuccessor(other, day0.Add(rootLife+time.Hour)); err != nil {
+		t.Errorf("an expired root can't be replaced: %v", err)
 	}
 }
 
