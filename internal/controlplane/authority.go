@@ -141,14 +141,14 @@ func (a *authority) start() {
 
 // resolve brings settings and issuer in line with the Secrets. a.mu is held.
 func (a *authority) resolve() {
-	before := [...]any{a.settings, a.issuer, a.serving}
+	before := [...]any{a.settings, a.issuer, a.serving, a.isLost()}
 	a.problem = nil
 	a.resolveSettings()
 	if a.settings != nil {
 		a.resolveIssuer()
 		a.resolveServing()
 	}
-	if before != [...]any{a.settings, a.issuer, a.serving} {
+	if before != [...]any{a.settings, a.issuer, a.serving, a.isLost()} {
 		close(a.changed)
 		a.changed = make(chan struct{})
 	}
@@ -242,11 +242,17 @@ func (a *authority) resolveServing() {
 func (a *authority) complain(reason string, err error) {
 	a.problem = err
 	a.cfg.Log.Error("bad input, the last good one stays in force", slog.String("reason", reason), slog.String("error", err.Error()))
-	if a.cfg.Events != nil {
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.cfg.Namespace, Namespace: a.cfg.Namespace}}
-		ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-		a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", truncate(err.Error(), maxNote))
+	a.warn(reason, err.Error())
+}
+
+// warn writes an Event.
+func (a *authority) warn(reason, text string) {
+	if a.cfg.Events == nil {
+		return
 	}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.cfg.Namespace, Namespace: a.cfg.Namespace}}
+	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", truncate(text, maxNote))
 }
 
 // maxNote is how long an Event's text may be, in bytes.
@@ -343,6 +349,26 @@ func (a *authority) needsRoot() (trustDomain string, needed bool) {
 	}
 	_, _, found := choose(a.secrets, a.settings)
 	return a.settings.TrustDomain, !found && a.issuer == nil
+}
+
+// isLost reports whether the root of our own making is in force and in no Secret
+// any more. a.mu is held.
+func (a *authority) isLost() bool {
+	if a.settings == nil || a.issuer == nil || a.source != sourceSelfSigned || !a.synced {
+		return false
+	}
+	_, _, found := choose(a.secrets, a.settings)
+	return !found
+}
+
+// lost returns the root that is in no Secret any more, nil if there is none such.
+func (a *authority) lost() *ca.Issuer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.isLost() {
+		return nil
+	}
+	return a.issuer
 }
 
 // selfSigned returns the issuer if it is of our own making.

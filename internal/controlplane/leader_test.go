@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -163,6 +164,53 @@ func TestRootIsMadeOnce(t *testing.T) {
 	issuer, err := ca.ParseIssuer(files, time.Now())
 	if err != nil || issuer.Certificate().Subject.Organization[0] != "corp.example" { // contract 4.34
 		t.Errorf("root %v: %v", issuer.Certificate().Subject, err)
+	}
+}
+
+// TestRootIsRestored: the Secret of a root that is in force is written again when
+// somebody deletes it, but not beside another CA, nor when the namespace goes.
+func TestRootIsRestored(t *testing.T) {
+	own := newSelfSigned(t, time.Now())
+	stored := secret(settings.CASecret, own.Files().Data())
+	for name, tc := range map[string]struct {
+		others []*corev1.Secret
+		ending bool
+		want   bool
+	}{
+		"deleted":                 {nil, false, true},
+		"deleted beside cacerts":  {[]*corev1.Secret{secret(settings.PluggedCASecret, newSelfSigned(t, time.Now()).Files().Data())}, false, false},
+		"deleted with everything": {nil, true, false},
+	} {
+		c := interceptor.NewClient(fakeClient(), interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if tc.ending {
+				err := apierrors.NewForbidden(corev1.Resource("secrets"), o.GetName(), errors.New("it is being terminated"))
+				err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
+				return err
+			}
+			return c.Create(ctx, o, opts...)
+		}})
+		a := newTestAuthority(t, time.Now, settingsSecret(t, settings.Default("")), stored)
+		m := &rootMaker{client: c, live: c, authority: a, namespace: testNamespace, now: time.Now, random: rand.Reader, log: quietLog}
+		for _, s := range tc.others {
+			a.see(s, false)
+		}
+		changed := a.Changed()
+		a.see(stored, true)
+		select {
+		case <-changed:
+		default:
+			if tc.others == nil {
+				t.Errorf("%s: nobody is told", name)
+			}
+		}
+		if err := m.step(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		s := &corev1.Secret{}
+		err := c.Get(t.Context(), client.ObjectKeyFromObject(stored), s)
+		if (err == nil) != tc.want || (tc.want && (string(s.Data[ca.KeyFile]) != string(own.Files().Key) || s.Type != typeRoot)) {
+			t.Errorf("%s: restored %t, want %t: %v", name, err == nil, tc.want, err)
+		}
 	}
 }
 

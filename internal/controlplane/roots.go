@@ -116,6 +116,9 @@ func (m *rootMaker) step(ctx context.Context) error {
 	if trustDomain, needed := m.authority.needsRoot(); needed {
 		return m.create(ctx, trustDomain)
 	}
+	if own := m.authority.lost(); own != nil {
+		return m.restore(ctx, own)
+	}
 	if own := m.authority.selfSigned(); own != nil && own.NeedsRenewal(m.now()) {
 		return m.renew(ctx, own)
 	}
@@ -138,19 +141,44 @@ func (m *rootMaker) create(ctx context.Context, trustDomain string) error {
 	if err != nil {
 		return fmt.Errorf("make root: %w", err)
 	}
-	err = m.client.Create(ctx, &corev1.Secret{
+	if stored, err := m.store(ctx, issuer); err != nil || !stored {
+		return err
+	}
+	m.log.Info("root made", slog.String("secret", settings.CASecret), slog.Time("not_after", issuer.Certificate().NotAfter))
+	return nil
+}
+
+// restore writes the root back that somebody deleted: the next start of a
+// replica would otherwise make another, which cuts all workloads off from each
+// other until they have it, or wait for ever for us to end.
+func (m *rootMaker) restore(ctx context.Context, own *ca.Issuer) error {
+	stored, err := m.store(ctx, own)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil // we are ending, too
+	}
+	if err != nil || !stored {
+		return err
+	}
+	const text = "Secret " + settings.CASecret + " was deleted while its root is in force, and is written again; docs/ca.md says how to change a root"
+	m.log.Warn("root restored", slog.String("secret", settings.CASecret))
+	m.authority.warn("RootRestored", text)
+	return nil
+}
+
+// store reports whether there was no Secret and now is one.
+func (m *rootMaker) store(ctx context.Context, issuer *ca.Issuer) (bool, error) {
+	err := m.client.Create(ctx, &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, Name: settings.CASecret},
 		Type:       typeRoot,
 		Data:       issuer.Files().Data(),
 	}, fieldOwner)
 	if apierrors.IsAlreadyExists(err) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("store root: %w", err)
+		return false, fmt.Errorf("store root: %w", err)
 	}
-	m.log.Info("root made", slog.String("secret", settings.CASecret), slog.Time("not_after", issuer.Certificate().NotAfter))
-	return nil
+	return true, nil
 }
 
 // renew replaces the root's certificate, for the same key (contract 4.34).
