@@ -115,6 +115,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 		{"identity", []check{
 			{"the root is valid", c.rootValid, false},
 			{"the CA that was given is in force", c.caInForce, false},
+			{"the root's key is kept, and workloads have had the time to take the root over", c.rootKept, false},
 			{"every namespace has the root", c.rootEverywhere, false},
 		}},
 		{"data plane", []check{

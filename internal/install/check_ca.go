@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -20,6 +21,9 @@ import (
 
 // caReasons are those of the control plane's Events about a CA.
 var caReasons = [...]string{"BadCertificateAuthority", "CertificateAuthorityRefused"}
+
+// sourceOwn is the root that the control plane made.
+const sourceOwn = "Secret " + settings.CASecret
 
 // caInForce holds the CA that was given against the root that the mesh has. The
 // control plane goes on with the last good one, but only until it starts anew.
@@ -41,6 +45,53 @@ func (c *Checker) caInForce(ctx context.Context) *finding {
 		why = said
 	}
 	return failed(hint, "%s is not in force, and will be when istiod starts anew: %s", source, why)
+}
+
+// rootSettles is how long workloads may take to have a new root: the kubelets
+// bring it to the pods, and look for it about once in a minute.
+const rootSettles = 3 * time.Minute
+
+// rootKept finds a root whose key is only in the memory of the control plane,
+// and one that was made a moment ago for workloads that had another.
+func (c *Checker) rootKept(ctx context.Context) *finding {
+	source, _, err := c.givenRoots(ctx)
+	if err != nil {
+		return cannotLook(err)
+	}
+	switch source {
+	case "":
+		return failed("bring the Secret back; docs/ca.md says how to change a CA step by step",
+			"no Secret has the root's key any more, neither %s nor %s: it is in istiod's memory only, and the next start of istiod makes another root", settings.CASecret, settings.PluggedCASecret)
+	case sourceOwn:
+	default:
+		return nil
+	}
+	own := &corev1.Secret{}
+	if err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: settings.CASecret}, own); err != nil {
+		return cannotLook(err)
+	}
+	age := c.Now.Sub(own.CreationTimestamp.Time)
+	if age >= rootSettles {
+		return nil
+	}
+	pods, err := injectedPods(ctx, c.Client)
+	if err != nil {
+		return cannotLook(err)
+	}
+	older := slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !p.CreationTimestamp.Before(&own.CreationTimestamp) })
+	if len(older) == 0 {
+		return nil
+	}
+	return warned("wait: pods take the new root and a new certificate by themselves, without a restart; repeat this check",
+		"the root was made %s ago, and %s older than it: calls between those that have it and those that don't yet fail", age.Round(time.Second), countOf(len(older), "pod is", "pods are"))
+}
+
+// countOf is a number with the word that goes with it.
+func countOf(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // givenRoots reads the roots of the CA that is to be used (contract 4.32), and
@@ -69,7 +120,7 @@ func (c *Checker) givenRoots(ctx context.Context) (source string, roots []byte, 
 	case s.CA != (settings.CA{}):
 		return "ModuleConfig settings.ca", []byte(cmp.Or(s.CA.Root, s.CA.Cert)), nil
 	case own != nil:
-		return "Secret " + settings.CASecret, rootsOf(own), nil
+		return sourceOwn, rootsOf(own), nil
 	}
 	return "", nil, nil
 }

@@ -56,6 +56,7 @@ type healthy struct {
 	injector *admissionv1.MutatingWebhookConfiguration
 	root     *corev1.ConfigMap // of d8-istio
 	shopRoot *corev1.ConfigMap
+	ownRoot  *corev1.Secret // nil is none
 	pod      *corev1.Pod
 	late     *corev1.Pod // nil, or a pod without a proxy
 	more     []client.Object
@@ -78,6 +79,7 @@ func newHealthy(t *testing.T) *healthy {
 		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: settings.RootConfigMap}, Data: map[string]string{"root-cert.pem": root}}
 	}
 	h.root, h.shopRoot = cm("d8-istio"), cm("shop")
+	h.ownRoot = caSecret(settings.CASecret, "ca-cert.pem", root)
 	h.pod = &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{statusAnnotation: "{}"}},
 		Spec:       corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-proxy", Image: "podseal.io/podseal-proxy:v1"}}},
@@ -108,6 +110,9 @@ func (h *healthy) checker(t *testing.T) *Checker {
 	for i := range validator.Webhooks {
 		validator.Webhooks[i].ClientConfig.CABundle = h.injector.Webhooks[0].ClientConfig.CABundle
 		validator.Webhooks[i].FailurePolicy = new(admissionv1.Fail)
+	}
+	if h.ownRoot != nil {
+		h.more = append(h.more, h.ownRoot)
 	}
 	objects := []client.Object{h.istiod, h.injector, validator, h.root, h.shopRoot, h.pod, deployment("podseal-system", "podseal-manager")}
 	if h.mc != nil {
@@ -215,7 +220,7 @@ func TestChecks(t *testing.T) {
 		"a CA that the control plane refused": { // contract 4.35
 			func(h *healthy) {
 				other := rootPEM(t, checkTime.Add(time.Hour))
-				h.more = append(h.more, caSecret(settings.PluggedCASecret, "root-cert.pem", other), caSecret(settings.CASecret, "ca-cert.pem", h.root.Data["root-cert.pem"]),
+				h.more = append(h.more, caSecret(settings.PluggedCASecret, "root-cert.pem", other),
 					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "a"}, Reason: "CertificateAuthorityRefused", Message: "Secret cacerts: the new root bundle is foreign"},
 					&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "b"}, Reason: "BadCertificateAuthority", Message: "ModuleConfig settings.ca: of before", EventTime: metav1.NowMicro()})
 			},
@@ -231,9 +236,25 @@ func TestChecks(t *testing.T) {
 			},
 			[]string{"error: ModuleConfig settings.ca is not in force, and will be when istiod starts anew: the roots of the mesh are others"},
 		},
-		"the CA that was made": {
+		"the root's Secret is gone": {
+			func(h *healthy) { h.ownRoot = nil },
+			[]string{"error: no Secret has the root's key any more"},
+		},
+		"the root was exchanged a moment ago": {
+			func(h *healthy) { h.ownRoot.CreationTimestamp = metav1.NewTime(checkTime.Add(-40 * time.Second)) },
+			[]string{"warning: the root was made 40s ago, and 1 pod is older than it"},
+		},
+		"the root was made before the pods": {
 			func(h *healthy) {
-				h.more = append(h.more, caSecret(settings.CASecret, "ca-cert.pem", h.root.Data["root-cert.pem"]))
+				h.ownRoot.CreationTimestamp = metav1.NewTime(checkTime.Add(-40 * time.Second))
+				h.pod.CreationTimestamp = metav1.NewTime(checkTime.Add(-20 * time.Second))
+			},
+			nil,
+		},
+		"a CA that was given and is in force": {
+			func(h *healthy) {
+				h.ownRoot = nil
+				h.more = append(h.more, caSecret(settings.PluggedCASecret, "root-cert.pem", h.root.Data["root-cert.pem"]))
 			},
 			nil,
 		},
@@ -306,6 +327,7 @@ func TestRootExpiry(t *testing.T) {
 		for _, data := range []map[string]string{h.root.Data, h.shopRoot.Data} {
 			data["root-cert.pem"] = root
 		}
+		h.ownRoot = caSecret(settings.CASecret, "ca-cert.pem", root)
 		for i := range h.injector.Webhooks {
 			h.injector.Webhooks[i].ClientConfig.CABundle = []byte(root)
 		}
