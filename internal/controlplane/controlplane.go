@@ -1,7 +1,7 @@
 // Package controlplane is the process that tells proxies what to do and gives
 // workloads their certificates.
 //
-//	:15012  gRPC over TLS   delta ADS (package xds) and CreateCertificate (package ca)
+//	:15012  gRPC over TLS   delta ADS (package xds), CreateCertificate (package ca), edges (package report)
 //	:15017  HTTPS           /inject and /validate, for the API server (contract 5.1, 1.36)
 //	:15014  HTTP            /metrics
 //	:8080   HTTP            /ready, /debug/proxies
@@ -204,7 +204,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 		},
 		log: cfg.Log,
 	}
-	counts.observe(auth, streams.xds, time.Now)
+	counts.observe(auth, streams.xds, streams.report, time.Now)
 
 	if err := auth.watch(ctx, mgr.GetCache()); err != nil {
 		return err

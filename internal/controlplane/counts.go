@@ -13,6 +13,7 @@ import (
 	securitypb "istio.io/api/security/v1alpha1"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/version"
 	"podseal.io/podseal/internal/xds"
 )
@@ -54,7 +55,7 @@ func newCounts() *counts {
 }
 
 // observe adds what is read when it is asked for.
-func (c *counts) observe(a *authority, s *xds.Server, now func() time.Time) {
+func (c *counts) observe(a *authority, s *xds.Server, r *report.Server, now func() time.Time) {
 	gauge := func(name, help string, read func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
 	}
@@ -80,6 +81,11 @@ func (c *counts) observe(a *authority, s *xds.Server, now func() time.Time) {
 			return 0
 		}),
 		gauge("pilot_xds", "Proxies connected.", func() float64 { return float64(len(s.Peers())) }),
+		gauge("podseal_edges", "Edges of all proxies that this replica keeps.", func() float64 { _, kept, _ := r.Counts(); return float64(kept) }),
+		gauge("podseal_reporting_proxies", "Proxies that report their edges to this replica.", func() float64 { streams, _, _ := r.Counts(); return float64(streams) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "podseal_reports_cut_off_total", Help: "Reports that were cut off because a proxy said what none of ours says, or too much.",
+		}, func() float64 { _, _, refused := r.Counts(); return float64(refused) }),
 		gauge("podseal_bad_input", "1 while settings or a certificate authority can't be taken into force.", func() float64 {
 			if a.Problem() != nil {
 				return 1

@@ -14,6 +14,7 @@ import (
 
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/xds"
 )
 
@@ -23,7 +24,7 @@ const (
 	nodeServiceAccount = "SERVICE_ACCOUNT"
 )
 
-// maxStreams bounds the streams of one connection; a proxy has two.
+// maxStreams bounds the streams of one connection; a proxy has three.
 const maxStreams = 64
 
 type grpcConfig struct {
@@ -34,11 +35,13 @@ type grpcConfig struct {
 	Log       *slog.Logger
 }
 
-// grpcServer is port 15012: configuration and certificates for proxies.
+// grpcServer is port 15012: configuration and certificates for proxies, and what
+// they report.
 type grpcServer struct {
 	cfg    grpcConfig
 	server *grpc.Server
 	xds    *xds.Server
+	report *report.Server
 }
 
 func newGRPC(cfg grpcConfig) *grpcServer {
@@ -54,6 +57,8 @@ func newGRPC(cfg grpcConfig) *grpcServer {
 	s.server = grpc.NewServer(opts...)
 	s.xds = xds.NewServer(xds.ServerConfig{Store: cfg.Store, Authenticate: s.authenticate, Authorize: authorize, Log: cfg.Log})
 	s.xds.Register(s.server)
+	s.report = report.NewServer(report.ServerConfig{Authenticate: s.reporter, Log: cfg.Log})
+	s.report.Register(s.server)
 	ca.NewServer(ca.ServerConfig{
 		Issuer: cfg.Authority.Issuer, Review: cfg.Reviewer.Review, TrustDomain: cfg.Authority.TrustDomain, Now: time.Now, Log: cfg.Log,
 	}).Register(s.server)
@@ -62,21 +67,36 @@ func newGRPC(cfg grpcConfig) *grpcServer {
 
 // authenticate returns the identity of a stream's token.
 func (s *grpcServer) authenticate(ctx context.Context) (string, error) {
+	id, _, err := s.caller(ctx)
+	return id.String(), err
+}
+
+// reporter returns the pod of a stream's token: only a token that is bound to a
+// pod may report, and for that pod alone.
+func (s *grpcServer) reporter(ctx context.Context) (report.Pod, error) {
+	id, caller, err := s.caller(ctx)
+	if err == nil && caller.Pod == "" {
+		err = errors.New("the token is not bound to a pod")
+	}
+	return report.Pod{Namespace: caller.Namespace, Name: caller.Pod, Identity: id.String()}, err
+}
+
+func (s *grpcServer) caller(ctx context.Context) (identity.ID, ca.Caller, error) {
 	token, err := ca.BearerToken(ctx)
 	if err != nil {
-		return "", err
+		return identity.ID{}, ca.Caller{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	caller, err := s.cfg.Reviewer.Review(ctx, token)
 	if err != nil {
-		return "", fmt.Errorf("review token: %w", err)
+		return identity.ID{}, ca.Caller{}, fmt.Errorf("review token: %w", err)
 	}
 	id, err := identity.New(s.cfg.Authority.TrustDomain(), caller.Namespace, caller.ServiceAccount)
 	if err != nil {
-		return "", fmt.Errorf("identity of the token: %w", err)
+		return identity.ID{}, ca.Caller{}, fmt.Errorf("identity of the token: %w", err)
 	}
-	return id.String(), nil
+	return id, caller, nil
 }
 
 // authorize reports why an identity may not be a node: a proxy is of its own
@@ -118,10 +138,12 @@ func (s *grpcServer) serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.xds.Shutdown()
+	s.report.Shutdown()
 	cut := time.AfterFunc(shutdownTimeout, s.server.Stop)
 	defer cut.Stop()
 	s.server.GracefulStop()
 	s.xds.Wait()
+	s.report.Wait()
 	if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC: %w", err)
 	}

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/settings"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/xds"
@@ -256,7 +257,7 @@ func TestHealth(t *testing.T) {
 // TestMetricsPage has the names of contract 7.15 and goes through serveHTTP.
 func TestMetricsPage(t *testing.T) {
 	c, a := newCounts(), readyAuthority(t)
-	c.observe(a, xds.NewServer(xds.ServerConfig{}), time.Now)
+	c.observe(a, xds.NewServer(xds.ServerConfig{}), report.NewServer(report.ServerConfig{}), time.Now)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

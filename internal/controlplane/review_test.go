@@ -240,11 +240,12 @@ func TestPort15012(t *testing.T) {
 		"web-token":     accepted("shop", "web", "web-1"),
 		"expired-token": {Error: "token has expired"},
 		"foreign-token": foreign,
+		"unbound-token": accepted("shop", "web", ""),
 	}
 	counts, store := newCounts(), xds.NewStore()
 	store.Replace("type/a", map[string][]byte{"x": []byte("body")})
 	s := newGRPC(grpcConfig{Authority: a, Reviewer: newReviewer(reviewerConfig{Create: known.create, Now: time.Now}), Store: store, Counts: counts, Log: slog.New(slog.DiscardHandler)})
-	counts.observe(a, s.xds, time.Now)
+	counts.observe(a, s.xds, s.report, time.Now)
 	conn := startGRPC(t, s, a)
 	certificates := securitypb.NewIstioCertificateServiceClient(conn)
 
@@ -287,6 +288,7 @@ func TestPort15012(t *testing.T) {
 		t.Errorf("counted %v issued, %v unauthenticated", issued, refused)
 	}
 	testStreams(t, conn, s)
+	testReports(t, conn, s)
 }
 
 // testStreams opens configuration streams as the proxy of one pod, with the

@@ -168,16 +168,23 @@ func aboutFromProto(m *reportv1.Last) (About, error) {
 
 var errText = errors.New("a text is too long or not printable")
 
-// areText reports whether all are short and safe to print on a terminal.
 func areText(all ...string) bool {
 	for _, s := range all {
-		if len(s) > maxText || !utf8.ValidString(s) {
+		if !IsText(s) {
 			return false
 		}
-		for _, r := range s {
-			if r < ' ' || (r >= 0x7f && r < 0xa0) {
-				return false
-			}
+	}
+	return true
+}
+
+// IsText reports whether s is short and safe to print on a terminal.
+func IsText(s string) bool {
+	if len(s) > maxText || !utf8.ValidString(s) {
+		return false
+	}
+	for _, r := range s {
+		if r < ' ' || (r >= 0x7f && r < 0xa0) {
+			return false
 		}
 	}
 	return true

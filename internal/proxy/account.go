@@ -60,10 +60,25 @@ func (r *Record) tlsFacts(cs tls.ConnectionState) {
 	r.Security = securityMutualTLS
 	r.TLSVersion = tls.VersionName(cs.Version)
 	r.TLSGroup = cs.CurveID.String()
+	r.TLSCipher = cipherName(cs.CipherSuite)
 }
 
 // samePeer reports whether a workload found by address is the one that proved
 // an identity: only then is what is known of it true of the connection.
 func samePeer(w *workload.Workload, id identity.ID) bool {
 	return w != nil && (id.IsZero() || w.Identity.SameAccount(id))
+}
+
+// cipherName is tls.CipherSuiteName, which makes a list of all suites each time.
+func cipherName(id uint16) string {
+	switch id {
+	case tls.TLS_AES_128_GCM_SHA256:
+		return "TLS_AES_128_GCM_SHA256"
+	case tls.TLS_AES_256_GCM_SHA384:
+		return "TLS_AES_256_GCM_SHA384"
+	case tls.TLS_CHACHA20_POLY1305_SHA256:
+		return "TLS_CHACHA20_POLY1305_SHA256"
+	default:
+		return tls.CipherSuiteName(id)
+	}
 }

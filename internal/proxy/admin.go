@@ -34,11 +34,12 @@ type Status struct {
 func (p *proxy) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/records      the last finished connections\n/ready        200 when ready\n")
+		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/records      the last finished connections\n/edges        who talks to this pod and to whom it talks\n/ready        200 when ready\n")
 	})
 	mux.HandleFunc("GET /ready", p.serveReady)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.status()) })
 	mux.HandleFunc("GET /records", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.records.last()) })
+	mux.HandleFunc("GET /edges", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.graph()) })
 	mux.HandleFunc("GET /connections", func(w http.ResponseWriter, _ *http.Request) {
 		now := time.Now()
 		all := []Record{}

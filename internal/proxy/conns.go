@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/workload"
@@ -32,6 +33,7 @@ type conn struct {
 	direction string
 	client    *net.TCPConn
 	started   time.Time
+	lookFirst bool // what is passed on is looked at; set before the relay begins
 
 	sent, received, requests atomic.Int64
 	progress                 atomic.Int64 // when bytes last moved, in Unix nanoseconds
@@ -41,6 +43,9 @@ type conn struct {
 	server *net.TCPConn
 	ended  bool // a reason was given, or the sockets were closed
 	checks []checkFunc
+
+	flow    edges.Flow // its part in an edge
+	counted bool       // it is over for the edges
 }
 
 // note records facts.
@@ -228,13 +233,19 @@ func (s *conns) count() (open int, total uint64) {
 
 // all returns the open connections, oldest first.
 func (s *conns) all() []*conn {
+	all := s.some()
+	slices.SortFunc(all, func(a, b *conn) int { return a.started.Compare(b.started) })
+	return all
+}
+
+// some returns the open connections, in no order.
+func (s *conns) some() []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make([]*conn, 0, len(s.open))
 	for c := range s.open {
 		all = append(all, c)
 	}
-	slices.SortFunc(all, func(a, b *conn) int { return a.started.Compare(b.started) })
 	return all
 }
 

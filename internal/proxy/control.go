@@ -16,6 +16,7 @@ import (
 
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/xds"
 )
@@ -71,8 +72,15 @@ func (p *proxy) runControl(ctx context.Context) {
 			p.creds.renewed(cred, bundle)
 		})
 	})
+	reporting := report.NewClient(report.ClientConfig{
+		Conn: conn, Table: p.edges, Token: token, Sweep: p.sweep, Proxy: p.report, Rand: p.chance, Log: p.log,
+	})
+	all.Go(func() { _ = reporting.Run(ctx) }) // likewise
 	all.Wait()
 }
+
+// chance is a number from 0 to below 1.
+func (p *proxy) chance() float64 { return float64(p.cfg.Random(1<<30)) / (1 << 30) }
 
 // nodeID names this proxy to the control plane (contract 8.24 has the shape).
 func (p *proxy) nodeID() string {
@@ -83,7 +91,7 @@ func (p *proxy) nodeID() string {
 	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc", ip, p.cfg.Pod, p.cfg.Namespace, p.cfg.Namespace)
 }
 
-// dialControl prepares the one connection for xDS and CA.
+// dialControl prepares the one connection for xDS, CA and reports.
 func dialControl(c Control) (*grpc.ClientConn, error) {
 	name := c.ServerName
 	if name == "" {

@@ -19,8 +19,10 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"podseal.io/podseal/internal/ca"
+	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/meshtest"
 	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/xds"
 )
@@ -31,6 +33,7 @@ type controlPlane struct {
 	addr   string
 	issuer *ca.Issuer
 	store  *xds.Store
+	report *report.Server
 	stop   func()
 }
 
@@ -61,6 +64,15 @@ func startControlPlane(t *testing.T, issuer *ca.Issuer, addr string) *controlPla
 		return "", errors.New("no token")
 	}})
 	xs.Register(g)
+	cp.report = report.NewServer(report.ServerConfig{Log: log, Authenticate: func(ctx context.Context) (report.Pod, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		name, ok := strings.CutPrefix(strings.Join(md.Get("authorization"), ""), "Bearer shop/")
+		if !ok {
+			return report.Pod{}, errors.New("no token")
+		}
+		return report.Pod{Namespace: "shop", Name: name}, nil
+	}})
+	cp.report.Register(g)
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +80,14 @@ func startControlPlane(t *testing.T, issuer *ca.Issuer, addr string) *controlPla
 	cp.addr = l.Addr().String()
 	served := make(chan struct{})
 	go func() { defer close(served); _ = g.Serve(l) }()
-	cp.stop = sync.OnceFunc(func() { xs.Shutdown(); g.Stop(); <-served; xs.Wait() })
+	cp.stop = sync.OnceFunc(func() {
+		xs.Shutdown()
+		cp.report.Shutdown()
+		g.Stop()
+		<-served
+		xs.Wait()
+		cp.report.Wait()
+	})
 	t.Cleanup(cp.stop)
 	return cp
 }
@@ -152,9 +171,12 @@ func TestUnderAControlPlane(t *testing.T) {
 	exchange(t, c, "\x00hello")
 	plain := m.connect(m.outsider(), app)
 	exchange(t, plain, "\x00plain")
+	began := time.Now()
+	eventually(t, func() bool { return cp.told(edges.Plaintext) })
+	t.Logf("the plaintext caller was reported after %s", time.Since(began))
 
 	web.Modes.Default = policy.Strict
-	began := time.Now()
+	began = time.Now()
 	cp.publish(t, m.world)
 	ends(t, plain)
 	t.Logf("the policy was in force after %s", time.Since(began))
@@ -173,6 +195,20 @@ func TestUnderAControlPlane(t *testing.T) {
 	cp.publish(t, m.world)
 	eventually(t, func() bool { own, ok := inside.worlds.own(); return ok && own.Modes.Default == policy.Permissive })
 	exchange(t, m.connect(m.outsider(), app), "\x00plain again")
+	eventually(t, func() bool { return cp.told(edges.MutualTLS) }) // of before: the proxy holds it (design D15)
+}
+
+// told reports whether the pod web has reported an edge of such security with
+// something carried.
+func (cp *controlPlane) told(security edges.Security) bool {
+	for _, r := range cp.report.Reports() {
+		for _, e := range r.Edges {
+			if r.Pod.Name == "web" && r.Proxy.GetSerial() != "" && e.Key.Security == security && e.Counts.BytesReceived > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // A control plane whose certificate is of another root is not listened to.

@@ -223,6 +223,7 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 	in.c.note(func(r *Record) {
 		r.tlsFacts(cs)
 		r.SourceIdentity, r.DestinationIdentity = in.id.String(), snap.Credential.ID.String()
+		r.SourceSerial, r.DestinationSerial = serial(in.cert), serial(snap.Credential.Leaf)
 		if in.from == nil {
 			r.SourceWorkload = ""
 		}

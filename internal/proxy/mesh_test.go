@@ -70,7 +70,8 @@ func TestPairTalksMutualTLS(t *testing.T) {
 						SourceWorkload: "shop/client", SourceIdentity: "cluster.local/ns/shop/sa/client",
 						DestinationWorkload: "shop/web", DestinationIdentity: "cluster.local/ns/shop/sa/web",
 						Service: "web.shop.svc.cluster.local:80", Protocol: "tcp", Security: "mutual_tls",
-						TLSVersion: "TLS 1.3", TLSGroup: "X25519MLKEM768", ALPN: r.ALPN, SNI: "outbound_.80_._.web.shop.svc.cluster.local",
+						TLSVersion: "TLS 1.3", TLSGroup: "X25519MLKEM768", TLSCipher: r.TLSCipher, ALPN: r.ALPN, SNI: "outbound_.80_._.web.shop.svc.cluster.local",
+						SourceSerial: p.clientSide.report().GetSerial(), DestinationSerial: p.inside.report().GetSerial(),
 						BytesSent: 6, BytesReceived: 6, DurationMS: r.DurationMS,
 					}
 					if r != want {

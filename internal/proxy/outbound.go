@@ -94,7 +94,7 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 		}
 		toServer, proved = encrypted, own.Identity
 	} else {
-		c.note(func(r *Record) { r.Security = securityPlaintext })
+		c.lookFirst = true
 	}
 	c.note(func(r *Record) { r.Protocol = "tcp" })
 
@@ -107,6 +107,11 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 	serviceLabels(&l, host, passthroughCluster)
 	count := p.metrics.TCP(l)
 	p.relay(c, c.client, toServer, nil, nil)
+	c.note(func(r *Record) {
+		if r.Security == "" && c.sent.Load() > 0 { // only the server spoke
+			r.Security = securityPlaintext
+		}
+	})
 	count.Closed(c.sent.Load(), c.received.Load())
 }
 
@@ -196,6 +201,7 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 	c.note(func(r *Record) {
 		r.tlsFacts(cs)
 		r.SourceIdentity, r.DestinationIdentity = snap.Credential.ID.String(), proved.String()
+		r.SourceSerial, r.DestinationSerial = serial(snap.Credential.Leaf), serial(cs.PeerCertificates[0])
 	})
 	p.watchPeer(c, snap, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
 	return encrypted, nil

@@ -31,6 +31,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/metrics"
 	"podseal.io/podseal/internal/policy"
@@ -136,6 +137,8 @@ type proxy struct {
 	httpBuffers httpBuffers
 	metrics     *metrics.Set
 	records     ring
+	edges       *edges.Table
+	started     time.Time
 	probers     probers
 	scrapes     chan struct{}              // one element for each scrape of the application that is under way
 	control     atomic.Pointer[xds.Client] // nil without a control plane
@@ -165,6 +168,7 @@ func newProxy(cfg Config) (*proxy, error) {
 	p := &proxy{
 		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random),
 		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
+		edges: edges.NewTable(edges.MaxEdges), started: time.Now(),
 	}
 	var err error
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {
@@ -317,6 +321,7 @@ func (p *proxy) finish(ctx context.Context, c *conn) {
 	if r.Reason != policy.None {
 		p.metrics.Refused(r.Direction, string(r.Reason))
 	}
+	p.countEnd(c, &r, time.Now())
 	p.records.add(r)
 	r.log(ctx, p.log)
 }

@@ -44,11 +44,15 @@ type Record struct {
 	DestinationWorkload string `json:"dst_workload,omitempty"`
 	DestinationIdentity string `json:"dst_identity,omitempty"`
 
+	SourceSerial      string `json:"src_serial,omitempty"` // of the certificates, hexadecimal
+	DestinationSerial string `json:"dst_serial,omitempty"`
+
 	Service    string `json:"service,omitempty"`  // FQDN:port
 	Protocol   string `json:"protocol,omitempty"` // http or tcp: how it was carried
-	Security   string `json:"security,omitempty"` // mutual_tls, plaintext or foreign_tls
+	Security   string `json:"security,omitempty"` // mutual_tls, plaintext or foreign_tls; "" when nothing was sent
 	TLSVersion string `json:"tls_version,omitempty"`
 	TLSGroup   string `json:"tls_group,omitempty"`
+	TLSCipher  string `json:"tls_cipher,omitempty"`
 	ALPN       string `json:"alpn,omitempty"` // what the client offered
 	SNI        string `json:"sni,omitempty"`
 
@@ -63,7 +67,7 @@ type Record struct {
 
 // log writes the record as one line.
 func (r *Record) log(ctx context.Context, log *slog.Logger) {
-	attrs := make([]slog.Attr, 0, 24)
+	attrs := make([]slog.Attr, 0, 27)
 	text := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.Attr{Key: key, Value: slog.StringValue(value)})
@@ -87,6 +91,9 @@ func (r *Record) log(ctx context.Context, log *slog.Logger) {
 	text("security", r.Security)
 	text("tls_version", r.TLSVersion)
 	text("tls_group", r.TLSGroup)
+	text("tls_cipher", r.TLSCipher)
+	text("src_serial", r.SourceSerial)
+	text("dst_serial", r.DestinationSerial)
 	text("alpn", r.ALPN)
 	text("sni", r.SNI)
 	attrs = append(attrs, slog.Int64("bytes_sent", r.BytesSent), slog.Int64("bytes_received", r.BytesReceived))

@@ -39,6 +39,9 @@ func (p *proxy) relay(c *conn, client, server stream, fromClient, fromServer []b
 
 	var there sync.WaitGroup
 	there.Go(func() {
+		if c.lookFirst {
+			c.look()
+		}
 		if err := p.direction(server, client, fromClient, idle, c.moved(&c.received)); err != nil {
 			c.cut(relayReason(err), fmt.Errorf("client to server: %w", err))
 		}
