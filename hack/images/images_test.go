@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
@@ -72,16 +74,38 @@ func TestProxyImage(t *testing.T) {
 	}
 }
 
+// linkIn returns where a link in the layer leads to.
 func linkIn(t *testing.T, layer io.Reader, name string) string {
 	t.Helper()
+	files := filesIn(t, layer)
+	if _, ok := files[name]; !ok {
+		t.Fatalf("%s is not in the image", name)
+	}
+	return files[name].Linkname
+}
+
+// file is a file of an image: what its header says, and its content.
+type file struct {
+	*tar.Header
+	content []byte
+}
+
+func filesIn(t *testing.T, layer io.Reader) map[string]file {
+	t.Helper()
+	files := make(map[string]file)
 	for r := tar.NewReader(layer); ; {
 		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
 		if err != nil {
-			t.Fatalf("find %s: %v", name, err)
+			t.Fatal(err)
 		}
-		if h.Name == name {
-			return h.Linkname
+		content, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
 		}
+		files[h.Name] = file{h, content}
 	}
 }
 
@@ -102,7 +126,7 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
-func TestAllInOneIsReproducible(t *testing.T) {
+func TestAllInOne(t *testing.T) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		t.Skip("needs apt-get")
 	}
@@ -121,5 +145,20 @@ func TestAllInOneIsReproducible(t *testing.T) {
 	}
 	if !bytes.Equal(archives[0], archives[1]) {
 		t.Error("two builds of the same image differ")
+	}
+	img, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archives[0])), nil }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := mutate.Extract(img)
+	defer layer.Close()
+	files := filesIn(t, layer)
+	for _, program := range []string{"sbin/nginx", "bin/sh", "bin/wget", "bin/curl", "bin/nc", "bin/sleep", "bin/timeout", "bin/tcpdump"} {
+		if _, ok := files["usr/"+program]; !ok {
+			t.Errorf("the image lacks /usr/%s", program)
+		}
+	}
+	if !bytes.Contains(files["etc/passwd"].content, []byte("\ntcpdump:")) {
+		t.Error("the image lacks the user tcpdump")
 	}
 }

@@ -28,7 +28,7 @@ Images:
   podseal      the CLI and control plane, from scratch, as user 1337
   proxy        the data plane, from scratch, as user 1337
   static       any static program, from scratch
-  all-in-one   nginx, wget, curl, nc and a shell, from Debian's packages
+  all-in-one   nginx, wget, curl, nc, tcpdump and a shell, from Debian's packages
 
 `
 

@@ -3,6 +3,7 @@ package debian
 import (
 	"archive/tar"
 	"fmt"
+	"slices"
 
 	"podseal.io/hack/images/archive"
 )
@@ -26,16 +27,17 @@ const (
 
 // configure adds what the packages' scripts would have made.
 func configure(files map[string]archive.Entry) error {
-	for from, to := range map[string]string{
-		"usr/share/base-passwd/passwd.master": "etc/passwd",
-		"usr/share/base-passwd/group.master":  "etc/group",
+	for from, to := range map[string]struct{ path, more string }{
+		// tcpdump refuses to run as root without the user that its package makes.
+		"usr/share/base-passwd/passwd.master": {"etc/passwd", "tcpdump:x:100:100::/nonexistent:/usr/sbin/nologin\n"},
+		"usr/share/base-passwd/group.master":  {"etc/group", "tcpdump:x:100:\n"},
 	} {
 		e, ok := files[from]
 		if !ok {
 			return fmt.Errorf("package base-passwd lacks %s", from)
 		}
-		e.Path = to
-		files[to] = e
+		e.Path, e.Content = to.path, append(slices.Clone(e.Content), to.more...)
+		files[to.path] = e
 	}
 	if _, ok := files["usr/share/nginx/html/index.html"]; !ok {
 		return fmt.Errorf("package nginx-common lacks its index page")

@@ -1,5 +1,5 @@
 // Package debian turns Debian packages into the files of an image: a web server,
-// HTTP clients and a shell. It asks the machine's apt which packages they need on
+// HTTP clients, tcpdump and a shell. It asks the machine's apt which packages they need on
 // an empty system, downloads them into a cache, unpacks them without running their
 // scripts, drops documentation and what only a package manager needs, and adds the
 // few files that the scripts would have made.
@@ -52,7 +52,7 @@ func Entries(ctx context.Context, cache string) ([]archive.Entry, error) {
 func roots() []string {
 	return []string{
 		"base-files", "base-passwd", "coreutils", "curl", "dash", "grep", "libc-bin", "netbase",
-		"netcat-openbsd", "nginx", "sed", "wget",
+		"netcat-openbsd", "nginx", "sed", "tcpdump", "wget",
 	}
 }
 
