@@ -29,8 +29,11 @@ bin/images: FORCE
 bin/cluster: FORCE
 	@mkdir -p bin && CGO_ENABLED=0 go build -C hack/cluster -o $(CURDIR)/bin/cluster .
 
+# Another cluster is used only when the command line says so, not when a shell happens to have KUBECONFIG set.
+OTHER = $(if $(filter command line,$(origin KUBECONFIG)),-kubeconfig "$(KUBECONFIG)" $(if $(HUB),-hub "$(HUB)") $(if $(IMAGE),-image "$(IMAGE)"))
+
 demo: setup images bin/cluster ## local Kubernetes, install, the walkthrough, what was on the wire (KUBECONFIG=… uses yours)
-	go run ./test/e2e/demo -version $(VERSION) -cluster $(CLUSTER) -nodes $(NODES) -kubeconfig "$(KUBECONFIG)"
+	@go run ./test/e2e/demo -version $(VERSION) -cluster $(CLUSTER) -nodes $(NODES) $(OTHER)
 
 demo-down: bin/cluster ## remove the demo's cluster
 	bin/cluster down --name $(CLUSTER)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -39,7 +38,7 @@ func (l Local) Shell(ctx context.Context, line string) (string, int, error) {
 func (l Local) Capture(ctx context.Context, node, filter string) (*Capture, error) {
 	number := node[strings.LastIndex(node, "-")+1:] // nodes are called NAME-1, NAME-2
 	args := append([]string{"node", "--name", l.Name, number, "--"}, tcpdump(filter)...)
-	return startCapture(ctx, exec.CommandContext(ctx, l.Binary, args...), nil)
+	return startCapture(ctx, exec.CommandContext(ctx, l.Binary, args...))
 }
 
 // tcpdump is the command line of a capture that writes packets to standard output.
@@ -68,14 +67,13 @@ func run(ctx context.Context, cmd *exec.Cmd) (string, int, error) {
 // Capture is a running tcpdump.
 type Capture struct {
 	cmd     *exec.Cmd
-	cleanup func()
 	packets bytes.Buffer
 	done    chan error
 }
 
 // startCapture starts tcpdump and waits until it says that it listens.
-func startCapture(ctx context.Context, cmd *exec.Cmd, cleanup func()) (*Capture, error) {
-	c := &Capture{cmd: cmd, cleanup: cleanup, done: make(chan error, 1)}
+func startCapture(ctx context.Context, cmd *exec.Cmd) (*Capture, error) {
+	c := &Capture{cmd: cmd, done: make(chan error, 1)}
 	cmd.Stdout = &c.packets
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -91,7 +89,7 @@ func startCapture(ctx context.Context, cmd *exec.Cmd, cleanup func()) (*Capture,
 	case err := <-c.done:
 		return nil, fmt.Errorf("tcpdump ended at once (%w): %s", err, watch.text())
 	case <-time.After(20 * time.Second):
-		_ = cmd.Process.Kill()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		<-c.done
 		return nil, fmt.Errorf("tcpdump did not begin to listen within 20 s: %s", watch.text())
 	case <-ctx.Done():
@@ -103,9 +101,6 @@ func startCapture(ctx context.Context, cmd *exec.Cmd, cleanup func()) (*Capture,
 // Stop ends the capture once no packet has come for a moment and returns the
 // packets (pcap).
 func (c *Capture) Stop() ([]byte, error) {
-	if c.cleanup != nil {
-		defer c.cleanup()
-	}
 	time.Sleep(1500 * time.Millisecond) // tcpdump hands packets over in blocks: let the last ones come
 	if err := syscall.Kill(-c.cmd.Process.Pid, syscall.SIGINT); err != nil {
 		return nil, fmt.Errorf("stop tcpdump: %w", err)
@@ -141,56 +136,6 @@ func (w *listenWatch) text() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return strings.TrimSpace(w.buf.String())
-}
-
-// Existing is a cluster that somebody already has, by its kubeconfig. Packets
-// are captured by a pod on the node's own network, which is removed afterwards.
-type Existing struct {
-	Kubeconfig string
-	Path       string // folder with d8 and kubectl, put first on the PATH
-	Image      string // the all-in-one image, which has tcpdump
-}
-
-const captureNamespace = "podseal-demo-capture"
-
-// Shell implements Cluster.
-func (e Existing) Shell(ctx context.Context, line string) (string, int, error) {
-	return run(ctx, e.bash(ctx, line))
-}
-
-func (e Existing) bash(ctx context.Context, line string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "bash", "-c", line)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+e.Kubeconfig, "PATH="+e.Path+":"+os.Getenv("PATH"))
-	return cmd
-}
-
-// Capture implements Cluster.
-func (e Existing) Capture(ctx context.Context, node, filter string) (*Capture, error) {
-	manifest := fmt.Sprintf(`kubectl apply -f - <<EOF
-apiVersion: v1
-kind: Namespace
-metadata: {name: %[1]s, labels: {pod-security.kubernetes.io/enforce: privileged}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: tcpdump, namespace: %[1]s}
-spec:
-  hostNetwork: true
-  nodeName: %[2]s
-  terminationGracePeriodSeconds: 0
-  tolerations: [{operator: Exists}]
-  containers:
-  - {name: tcpdump, image: %[3]q, command: [sleep, infinity], securityContext: {privileged: true}}
-EOF
-kubectl -n %[1]s wait --for=condition=Ready pod/tcpdump --timeout=60s`, captureNamespace, node, e.Image)
-	if out, code, err := e.Shell(ctx, manifest); err != nil || code != 0 {
-		return nil, fmt.Errorf("start the capture pod (exit code %d): %w", code, errors.Join(err, errors.New(out)))
-	}
-	cleanup := func() {
-		_, _, _ = e.Shell(context.WithoutCancel(ctx), "kubectl delete namespace --wait=false "+captureNamespace)
-	}
-	line := "exec kubectl -n " + captureNamespace + " exec tcpdump -- timeout 60 " + strings.Join(tcpdump(filter), " ")
-	return startCapture(ctx, e.bash(ctx, line), cleanup)
 }
 
 var _ io.Writer = (*listenWatch)(nil)

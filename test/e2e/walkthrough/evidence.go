@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -34,6 +36,7 @@ type call struct {
 	name, line string
 	want       outcome
 	body       bool // the page is fetched, not only its head
+	packet     bool // show a packet, as the document does
 }
 
 // needles must never be on the wire of an encrypted call. (The name of the
@@ -42,10 +45,12 @@ var needles = []string{"GET / HTTP", "HEAD / HTTP", "HTTP/1.1", "Welcome to ngin
 
 // promised are the response headers that the document shows to a client
 // outside the mesh.
-var promised = []string{
-	"server: istio-envoy",
-	"x-envoy-upstream-service-time: ",
-	"x-envoy-decorator-operation: webserver.test-istio-mtls.svc.cluster.local:80/*",
+func (w *walk) promised() []string {
+	return []string{
+		"server: istio-envoy",
+		"x-envoy-upstream-service-time: ",
+		"x-envoy-decorator-operation: webserver.test-istio-mtls.svc." + w.domain + ":80/*",
+	}
 }
 
 // call makes one call under a capture and appends its row.
@@ -56,7 +61,7 @@ func (w *walk) call(ctx context.Context, c call) {
 		w.print(row)
 		w.report.Rows = append(w.report.Rows, row)
 	}()
-	fmt.Fprintf(w.Out, "\n$ tcpdump -i any host %s and port 80      (on node %s)\n$ %s\n", w.podIP, w.node, c.line)
+	fmt.Fprintf(w.Out, "\n$ tcpdump -A -v -i any host %s and port 80      # on node %s, during the call\n$ %s\n", w.podIP, w.node, c.line)
 	capture, err := w.Cluster.Capture(ctx, w.node, "host "+w.podIP+" and port 80")
 	if err != nil {
 		fault("capture: %v", err)
@@ -65,15 +70,38 @@ func (w *walk) call(ctx context.Context, c call) {
 	since := time.Now().Add(-time.Second)
 	out, code, err := w.Cluster.Shell(ctx, c.line)
 	packets, stopErr := capture.Stop()
-	fmt.Fprint(w.Out, out)
+	fmt.Fprint(w.Out, tidy(out))
 	if err != nil || stopErr != nil {
-		fault("call: %v %v", err, stopErr)
+		fault("call: %v", errors.Join(err, stopErr))
 		return
 	}
-	w.excerpt(ctx, packets)
+	if c.packet {
+		w.excerpt(ctx, packets)
+	}
 	w.judgeAnswer(c, out, code, fault)
 	row.Wire = w.judgeWire(c, packets, fault)
-	row.Over = w.judgeRecord(ctx, c, since, fault)
+	row.Record, row.From = w.judgeRecord(ctx, c, since, fault)
+}
+
+// tidy is what a client printed, without the page, which says little, and without
+// kubectl's remark that the walk has no terminal to give it.
+func tidy(out string) string {
+	var b strings.Builder
+	page := 0
+	for line := range strings.Lines(out) {
+		switch {
+		case strings.HasPrefix(line, "Unable to use a TTY"):
+		case page > 0 || strings.HasPrefix(line, "<!DOCTYPE html>"):
+			page += len(line)
+			if strings.HasPrefix(line, "</html>") {
+				fmt.Fprintf(&b, "<!DOCTYPE html> ... (%d bytes)\n", page)
+				page = 0
+			}
+		default:
+			b.WriteString(line)
+		}
+	}
+	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
 // excerpt prints the first packet with content that the webserver sent, as
@@ -86,9 +114,9 @@ func (w *walk) excerpt(ctx context.Context, packets []byte) {
 	if err != nil || len(out) == 0 {
 		return // nothing came back: the connection was reset
 	}
-	fmt.Fprintln(w.Out, "   tcpdump -A -v, the first packet of the answer:")
+	fmt.Fprintln(w.Out, "\n   tcpdump: the first packet of the answer")
 	for i, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		if i == 16 {
+		if i == 12 {
 			fmt.Fprintln(w.Out, "   | ...")
 			break
 		}
@@ -117,7 +145,7 @@ func (w *walk) judgeAnswer(c call, out string, code int, fault faultFunc) {
 		fault("the client did not get the page")
 	}
 	if c.want == plaintext {
-		for _, h := range promised {
+		for _, h := range w.promised() {
 			if !strings.Contains(out, h) {
 				fault("the client did not see %q", h)
 			}
@@ -147,6 +175,7 @@ func (w *walk) judgeWire(c call, packets []byte, fault faultFunc) string {
 	var records int
 	var tlsBytes, plain int64
 	var reset bool
+	whole := true
 	kinds := map[string]bool{}
 	for _, f := range flows {
 		kinds[f.Kind.String()] = true
@@ -156,6 +185,7 @@ func (w *walk) judgeWire(c call, packets []byte, fault faultFunc) string {
 		tlsBytes += f.TLSBytes()
 		plain += f.PlainBytes()
 		reset = reset || f.Reset
+		whole = whole && f.Complete()
 	}
 	var found []string
 	for needle, n := range sum.Needles() {
@@ -166,8 +196,11 @@ func (w *walk) judgeWire(c call, packets []byte, fault faultFunc) string {
 	if c.want == encrypted && (plain != 0 || len(found) > 0 || records == 0 || !kinds[proof.MeshTLS.String()] || len(kinds) != 1) {
 		fault("on the wire: %d plaintext bytes, %d TLS records, %v, found %q", plain, records, keys(kinds), found)
 	}
+	if !whole {
+		fault("tcpdump lost packets of the connection, so nothing is proven")
+	}
 	if c.want == plaintext {
-		for _, h := range promised {
+		for _, h := range w.promised() {
 			if !bytes.Contains(packets, []byte(h)) {
 				fault("%q is not on the wire", h)
 			}
@@ -176,7 +209,10 @@ func (w *walk) judgeWire(c call, packets []byte, fault faultFunc) string {
 	if c.want == refused && !reset {
 		fault("no connection was reset")
 	}
-	s := fmt.Sprintf("%s: %d packets, %d TLS records (%d B), %d plaintext bytes", strings.Join(keys(kinds), "+"), sum.Packets, records, tlsBytes, plain)
+	s := fmt.Sprintf("no TLS, %d B of plaintext", plain)
+	if records > 0 {
+		s = fmt.Sprintf("%d TLS records (%d B), %d B of plaintext", records, tlsBytes, plain)
+	}
 	if reset {
 		s += ", reset"
 	}
@@ -206,29 +242,29 @@ type record struct {
 }
 
 // judgeRecord looks at what the webserver's proxy says of the connection.
-func (w *walk) judgeRecord(ctx context.Context, c call, since time.Time, fault faultFunc) string {
+func (w *walk) judgeRecord(ctx context.Context, c call, since time.Time, fault faultFunc) (summary, from string) {
 	r, ok := w.record(ctx, since)
 	if !ok {
 		fault("the webserver's proxy has no record of the connection")
-		return ""
+		return "", ""
 	}
-	const id = "cluster.local/ns/" + namespace + "/sa/default"
+	id := w.domain + "/ns/" + namespace + "/sa/default"
 	switch c.want {
 	case encrypted:
 		if r.Security != "mutual_tls" || r.Version != "TLS 1.3" || r.Group != "X25519MLKEM768" || r.SrcIdentity != id || r.DstIdentity != id {
 			fault("recorded as %+v", r)
 		}
-		return fmt.Sprintf("%s %s %s\n%s → %s", r.Security, r.Version, r.Group, r.SrcIdentity, r.DstIdentity)
+		return fmt.Sprintf("%s, %s, %s", r.Security, r.Version, r.Group), r.SrcIdentity + " → " + r.DstIdentity
 	case plaintext:
 		if r.Security != "plaintext" || r.SrcIdentity != "" {
 			fault("recorded as %+v", r)
 		}
-		return r.Security + " (no client identity)"
+		return r.Security + ", client unknown", ""
 	default:
 		if r.Reason != "plaintext_refused" {
 			fault("recorded as %+v", r)
 		}
-		return "refused: " + r.Reason
+		return "refused: " + r.Reason, ""
 	}
 }
 
@@ -263,34 +299,41 @@ func (w *walk) settle(ctx context.Context, want outcome) {
 	for range 50 {
 		out, _, err := w.Cluster.Shell(ctx, getFromOutside)
 		if err != nil || strings.Contains(out, "200 OK") == (want == plaintext) {
-			fmt.Fprintf(w.Out, "(in force after %.1f s)\n", time.Since(start).Seconds())
+			fmt.Fprintf(w.Out, "(the proxy follows it after %.1f s)\n", time.Since(start).Seconds())
 			return
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	fmt.Fprintf(w.Out, "(the proxy does not follow it after %.1f s)\n", time.Since(start).Seconds())
 }
 
 // print shows a row below its call.
 func (w *walk) print(r Row) {
-	mark := "PASS"
-	if len(r.Faults) > 0 {
-		mark = "FAIL"
+	fmt.Fprintf(w.Out, "\n   on the wire         %s\n   the proxy's record  %s\n", r.Wire, r.Record)
+	if r.From != "" {
+		fmt.Fprintf(w.Out, "                       %s\n", r.From)
 	}
-	fmt.Fprintf(w.Out, "   over    %s\n   wire    %s\n   expect  %s\n   %s\n", strings.ReplaceAll(r.Over, "\n", "\n           "), r.Wire, r.Expect, mark)
+	fmt.Fprintf(w.Out, "   expected            %s: %s\n", r.Expect, r.mark())
 	for _, f := range r.Faults {
-		fmt.Fprintf(w.Out, "   fault   %s\n", f)
+		fmt.Fprintf(w.Out, "   fault               %s\n", f)
 	}
 }
 
 // Table prints the outcome of every call.
-func (r Report) Table(w interface{ Write([]byte) (int, error) }) {
-	fmt.Fprintf(w, "\n%-52s %-5s %-38s %s\n", "CALL", "", "OVER", "ON THE WIRE")
-	for _, row := range r.Rows {
-		mark := "PASS"
-		if len(row.Faults) > 0 {
-			mark = "FAIL"
-		}
-		over, _, _ := strings.Cut(row.Over, "\n")
-		fmt.Fprintf(w, "%-52s %-5s %-38s %s\n", row.Call, mark, over, row.Wire)
+func (r Report) Table(w io.Writer) {
+	if len(r.Rows) == 0 {
+		return
 	}
+	fmt.Fprintf(w, "\n%-50s  %-4s  %-39s  %s\n", "CALL", "", "THE WEBSERVER'S PROXY SAYS", "ON THE WIRE")
+	passed := 0
+	for _, row := range r.Rows {
+		fmt.Fprintf(w, "%-50s  %-4s  %-39s  %s\n", row.Call, row.mark(), row.Record, row.Wire)
+		for _, f := range row.Faults {
+			fmt.Fprintf(w, "    fault: %s\n", f)
+		}
+		if len(row.Faults) == 0 {
+			passed++
+		}
+	}
+	fmt.Fprintf(w, "\n%d of %d as expected.\n", passed, len(r.Rows))
 }

@@ -1,6 +1,7 @@
 package walkthrough
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -17,7 +18,23 @@ type Setup struct {
 	Version string // tag of Podseal's images
 	Name    string // of the local cluster
 	Nodes   int
+	Hub     string    // registry of Podseal's images; "" is the chart's own
 	Log     io.Writer // progress
+}
+
+// Images are the names of Podseal's two images.
+func (s Setup) Images() (podseal, proxy string) {
+	hub := cmp.Or(s.Hub, "podseal.io")
+	return hub + "/podseal:" + s.Version, hub + "/podseal-proxy:" + s.Version
+}
+
+// Archives are the files of the images, as `make images` makes them.
+func (s Setup) Archives() []string {
+	var files []string
+	for _, name := range []string{"podseal.tar", "podseal-proxy.tar", "all-in-one.tar"} {
+		files = append(files, filepath.Join(s.Bin, name))
+	}
+	return files
 }
 
 // Up brings the local cluster up, installs Podseal and returns the cluster.
@@ -27,11 +44,7 @@ func (s Setup) Up(ctx context.Context) (Local, error) {
 	if err := s.tool(ctx, "cluster", "up", "--name", s.Name, "--nodes", strconv.Itoa(s.Nodes)); err != nil {
 		return c, err
 	}
-	load := []string{"load", "--name", s.Name}
-	for _, archive := range []string{"podseal.tar", "podseal-proxy.tar", "all-in-one.tar"} {
-		load = append(load, filepath.Join(s.Bin, archive))
-	}
-	if err := s.tool(ctx, "cluster", load...); err != nil {
+	if err := s.tool(ctx, "cluster", append([]string{"load", "--name", s.Name}, s.Archives()...)...); err != nil {
 		return c, err
 	}
 	if _, _, err := c.Shell(ctx, reset); err != nil {
@@ -52,7 +65,16 @@ true`
 
 // Install installs Podseal as a user does.
 func (s Setup) Install(ctx context.Context, kubeconfig string) error {
-	return s.tool(ctx, "podseal", "install", "--kubeconfig", kubeconfig, "--set", "image.tag="+s.Version)
+	args := []string{"install", "--kubeconfig", kubeconfig, "--set", "image.tag=" + s.Version}
+	if s.Hub != "" {
+		args = append(args, "--set", "image.hub="+s.Hub)
+	}
+	return s.tool(ctx, "podseal", args...)
+}
+
+// Precheck says what is in the way of the installation.
+func (s Setup) Precheck(ctx context.Context, kubeconfig string) error {
+	return s.tool(ctx, "podseal", "check", "--pre", "--kubeconfig", kubeconfig)
 }
 
 // Kubeconfig is the path of the local cluster's kubeconfig.

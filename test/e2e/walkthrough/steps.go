@@ -17,19 +17,9 @@ spec:
   enabled: true
 EOF`
 
-	createNamespace  = `d8 k create namespace test-istio-mtls`
-	labelInjection   = `d8 k label namespace test-istio-mtls istio-injection=enabled`
-	labelPodPolicy   = `d8 k label namespace test-istio-mtls security.deckhouse.io/pod-policy=privileged`
-	createPermissive = `d8 k -n test-istio-mtls create -f -<<EOF
-apiVersion: security.istio.io/v1beta1
-kind: PeerAuthentication
-metadata:
-  name: default
-spec:
-  mtls:
-    mode: PERMISSIVE
-EOF`
-
+	createNamespace = `d8 k create namespace test-istio-mtls`
+	labelInjection  = `d8 k label namespace test-istio-mtls istio-injection=enabled`
+	labelPodPolicy  = `d8 k label namespace test-istio-mtls security.deckhouse.io/pod-policy=privileged`
 	createWebserver = `d8 k -n test-istio-mtls create deployment webserver --image=` + Image + ` --port 80 -- /bin/sh -c 'nginx -g "daemon off;"'`
 	exposeWebserver = `d8 k -n test-istio-mtls expose deployment webserver --port=80`
 	getPods         = `d8 k -n test-istio-mtls get pods -l app=webserver -o wide`
@@ -45,12 +35,9 @@ EOF`
 	getByPodIP     = `d8 k -n test-istio-mtls exec deployments/client -- curl -sS -i --max-time 5 http://%s/`
 )
 
-// peerAuthentication is a line that applies a namespace-wide policy, or removes it for mode "".
-func peerAuthentication(ns, mode string) string {
-	if mode == "" {
-		return "d8 k -n " + ns + " delete peerauthentication default"
-	}
-	return `d8 k -n ` + ns + ` apply -f -<<EOF
+// createPolicy is a line that makes the namespace-wide policy.
+func createPolicy(ns, mode string) string {
+	return `d8 k -n ` + ns + ` create -f -<<EOF
 apiVersion: security.istio.io/v1beta1
 kind: PeerAuthentication
 metadata:
@@ -59,4 +46,14 @@ spec:
   mtls:
     mode: ` + mode + `
 EOF`
+}
+
+// changePolicy is a line that changes the mode of the namespace-wide policy.
+func changePolicy(ns, mode string) string {
+	return `d8 k -n ` + ns + ` patch peerauthentication default --type merge -p '{"spec":{"mtls":{"mode":"` + mode + `"}}}'`
+}
+
+// deletePolicy is a line that removes the namespace-wide policy.
+func deletePolicy(ns string) string {
+	return "d8 k -n " + ns + " delete peerauthentication default"
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -16,15 +17,24 @@ import (
 type Config struct {
 	Cluster Cluster
 	Out     io.Writer // the transcript
+	Image   string    // all-in-one image, in place of the document's; "" is the document's
 }
 
 // Row is one call of the walkthrough: what was expected of it and what was seen.
 type Row struct {
 	Call   string
 	Expect string
-	Over   string // security, as the proxy recorded it
+	Record string // what the webserver's proxy wrote down of it
+	From   string // who called whom, in the same record; "" if nobody proved who it is
 	Wire   string // what tcpdump saw on the node
 	Faults []string
+}
+
+func (r Row) mark() string {
+	if len(r.Faults) > 0 {
+		return "FAIL"
+	}
+	return "PASS"
 }
 
 // Report is the outcome of a walk.
@@ -35,18 +45,14 @@ type Report struct {
 
 // Failed reports whether any call was not as expected.
 func (r Report) Failed() bool {
-	for _, row := range r.Rows {
-		if len(row.Faults) > 0 {
-			return true
-		}
-	}
-	return len(r.Rows) == 0
+	return len(r.Rows) == 0 || slices.ContainsFunc(r.Rows, func(row Row) bool { return len(row.Faults) > 0 })
 }
 
 // walk is a walk under way.
 type walk struct {
 	Config
 	podIP, node string
+	domain      string // of the cluster, and its trust domain
 	report      Report
 }
 
@@ -75,7 +81,7 @@ func (w *walk) document(ctx context.Context) error {
 		return err
 	}
 	w.title("Apply a policy that defines the mode: PERMISSIVE")
-	if err := w.do(ctx, createPermissive); err != nil {
+	if err := w.do(ctx, createPolicy(namespace, "PERMISSIVE")); err != nil {
 		return err
 	}
 	w.title("Create the webserver and expose it")
@@ -95,7 +101,10 @@ func (w *walk) document(ctx context.Context) error {
 	if err := w.ready(ctx, namespace, "client"); err != nil {
 		return err
 	}
-	w.call(ctx, call{name: "PERMISSIVE: mesh client, the document's wget", line: callFromMesh, want: encrypted})
+	if err := w.findDomain(ctx); err != nil {
+		return err
+	}
+	w.call(ctx, call{name: "PERMISSIVE: mesh client, the document's wget", line: callFromMesh, want: encrypted, packet: true})
 	w.call(ctx, call{name: "PERMISSIVE: mesh client, the whole page", line: getFromMesh, want: encrypted, body: true})
 	w.call(ctx, call{name: "PERMISSIVE: mesh client, by pod address", line: fmt.Sprintf(getByPodIP, urlHost(w.podIP)), want: encrypted, body: true})
 
@@ -106,7 +115,7 @@ func (w *walk) document(ctx context.Context) error {
 	if err := w.ready(ctx, outside, "alpine"); err != nil {
 		return err
 	}
-	w.call(ctx, call{name: "PERMISSIVE: outside client, the document's wget", line: callFromOutside, want: plaintext})
+	w.call(ctx, call{name: "PERMISSIVE: outside client, the document's wget", line: callFromOutside, want: plaintext, packet: true})
 	w.call(ctx, call{name: "PERMISSIVE: outside client, the whole page", line: getFromOutside, want: plaintext, body: true})
 	return nil
 }
@@ -114,7 +123,7 @@ func (w *walk) document(ctx context.Context) error {
 // strict is the other mode that the document names.
 func (w *walk) strict(ctx context.Context) error {
 	w.title("STRICT in the namespace: only encrypted traffic is allowed")
-	if err := w.do(ctx, peerAuthentication(namespace, "STRICT")); err != nil {
+	if err := w.do(ctx, changePolicy(namespace, "STRICT")); err != nil {
 		return err
 	}
 	w.settle(ctx, refused)
@@ -127,7 +136,7 @@ func (w *walk) strict(ctx context.Context) error {
 // overrides shows that a namespace overrides the mesh, both ways.
 func (w *walk) overrides(ctx context.Context) error {
 	w.title("Mesh STRICT, the namespace overrides it with PERMISSIVE")
-	if err := w.do(ctx, peerAuthentication(rootNamespace, "STRICT"), peerAuthentication(namespace, "PERMISSIVE")); err != nil {
+	if err := w.do(ctx, createPolicy(rootNamespace, "STRICT"), changePolicy(namespace, "PERMISSIVE")); err != nil {
 		return err
 	}
 	w.settle(ctx, plaintext)
@@ -135,7 +144,7 @@ func (w *walk) overrides(ctx context.Context) error {
 	w.call(ctx, call{name: "mesh STRICT, namespace PERMISSIVE: mesh client", line: getFromMesh, want: encrypted, body: true})
 
 	w.title("Mesh STRICT, the namespace says nothing")
-	if err := w.do(ctx, peerAuthentication(namespace, "")); err != nil {
+	if err := w.do(ctx, deletePolicy(namespace)); err != nil {
 		return err
 	}
 	w.settle(ctx, refused)
@@ -143,7 +152,7 @@ func (w *walk) overrides(ctx context.Context) error {
 	w.call(ctx, call{name: "mesh STRICT: mesh client", line: getFromMesh, want: encrypted, body: true})
 
 	w.title("Mesh PERMISSIVE, the namespace overrides it with STRICT")
-	if err := w.do(ctx, peerAuthentication(rootNamespace, "PERMISSIVE"), peerAuthentication(namespace, "STRICT")); err != nil {
+	if err := w.do(ctx, changePolicy(rootNamespace, "PERMISSIVE"), createPolicy(namespace, "STRICT")); err != nil {
 		return err
 	}
 	w.settle(ctx, refused)
@@ -151,14 +160,23 @@ func (w *walk) overrides(ctx context.Context) error {
 	w.call(ctx, call{name: "mesh PERMISSIVE, namespace STRICT: mesh client", line: getFromMesh, want: encrypted, body: true})
 
 	w.title("Back to the document's policy")
-	return w.do(ctx, peerAuthentication(rootNamespace, ""), peerAuthentication(namespace, "PERMISSIVE"))
+	return w.do(ctx, deletePolicy(rootNamespace), changePolicy(namespace, "PERMISSIVE"))
 }
 
 func (w *walk) title(s string) { fmt.Fprintf(w.Out, "\n── %s\n", s) }
 
+// line is a line of the document with the image that the walk was told to use.
+func (w *walk) line(s string) string {
+	if w.Image == "" {
+		return s
+	}
+	return strings.ReplaceAll(s, Image, w.Image)
+}
+
 // do runs lines of the document, each of which must succeed.
 func (w *walk) do(ctx context.Context, lines ...string) error {
 	for _, line := range lines {
+		line = w.line(line)
 		fmt.Fprintf(w.Out, "$ %s\n", line)
 		out, code, err := w.Cluster.Shell(ctx, line)
 		fmt.Fprint(w.Out, out)
@@ -197,9 +215,9 @@ func (w *walk) locate(ctx context.Context) error {
 	if len(f) < 7 {
 		return fmt.Errorf("get pods printed %q", out)
 	}
-	row.Over = f[1] + " " + f[2]
-	if row.Over != row.Expect {
-		row.Faults = append(row.Faults, "the pod shows "+row.Over)
+	row.Record = f[1] + " " + f[2]
+	if row.Record != row.Expect {
+		row.Faults = append(row.Faults, "the pod shows "+row.Record)
 	}
 	out, _, err = w.Cluster.Shell(ctx, "kubectl -n "+namespace+" get pods -l app=webserver -o jsonpath='{.items[0].status.podIP} {.items[0].spec.nodeName}'")
 	if err != nil {
@@ -210,6 +228,21 @@ func (w *walk) locate(ctx context.Context) error {
 	}
 	w.report.Rows = append(w.report.Rows, row)
 	return nil
+}
+
+// findDomain reads the cluster's domain where every pod finds it.
+func (w *walk) findDomain(ctx context.Context) error {
+	out, _, err := w.Cluster.Shell(ctx, "kubectl -n "+namespace+" exec deployments/client -- cat /etc/resolv.conf")
+	if err != nil {
+		return err
+	}
+	for f := range strings.FieldsSeq(out) {
+		if domain, ok := strings.CutPrefix(f, "svc."); ok {
+			w.domain = domain
+			return nil
+		}
+	}
+	return fmt.Errorf("find the cluster's domain in the client's resolv.conf: %s", out)
 }
 
 func urlHost(ip string) string {
