@@ -61,6 +61,8 @@ func newControlPlaneCommand() *cobra.Command {
 	f.StringVar(&cfg.WebhookAddress, "webhook-address", "", `where the API server asks (default ":15017")`)
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", "", `where metrics are read (default ":15014")`)
 	f.StringVar(&cfg.HealthAddress, "health-address", "", `where readiness is asked (default ":8080")`)
+	f.StringVar(&cfg.InspectAddress, "inspect-address", "", `where people look at the mesh, with a token (default "127.0.0.1:15004")`)
+	f.StringVar(&cfg.Replica, "replica", os.Getenv("POD_NAME"), "name of this pod")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "json", "json or text")
 	return cmd

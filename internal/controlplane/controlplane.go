@@ -5,6 +5,7 @@
 //	:15017  HTTPS           /inject and /validate, for the API server (contract 5.1, 1.36)
 //	:15014  HTTP            /metrics
 //	:8080   HTTP            /ready, /debug/proxies
+//	:15004  HTTP, loopback  /v1/view, for people (podseal edges, status, …)
 //
 // Any number of replicas serve; one, which holds the Lease podseal-control-plane,
 // also writes. Kubernetes is the only store.
@@ -19,11 +20,13 @@
 // What the process must be allowed (ClusterRole, then Role in d8-istio):
 //
 //	pods, services, namespaces                          get list watch
+//	nodes                                               get list watch
 //	namespaces                                          patch   Pod Security label, where there is no Deckhouse
 //	discovery.k8s.io/endpointslices                     get list watch
 //	security.istio.io/peerauthentications               get list watch
 //	security.istio.io/peerauthentications/status        patch
 //	authentication.k8s.io/tokenreviews                  create
+//	authorization.k8s.io/subjectaccessreviews           create
 //	mutatingwebhookconfigurations                       get list watch patch   istio-sidecar-injector only
 //	validatingwebhookconfigurations                     get list watch patch   istio-validator-d8-istio only
 //	configmaps                                          create
@@ -84,6 +87,10 @@ type Config struct {
 	NativeSidecars *bool
 
 	GRPCAddress, WebhookAddress, MetricsAddress, HealthAddress string
+	// InspectAddress is where people look at the mesh. It wants a token, and is
+	// meant to be on loopback all the same.
+	InspectAddress string
+	Replica        string // the name of this pod, for people
 
 	Log *slog.Logger
 }
@@ -109,6 +116,7 @@ func (c *Config) complete() {
 	c.WebhookAddress = cmp.Or(c.WebhookAddress, ":15017")
 	c.MetricsAddress = cmp.Or(c.MetricsAddress, ":15014")
 	c.HealthAddress = cmp.Or(c.HealthAddress, ":8080")
+	c.InspectAddress = cmp.Or(c.InspectAddress, "127.0.0.1:"+InspectPort)
 }
 
 // Run serves until the context ends or something breaks that a restart must mend.
@@ -161,14 +169,14 @@ func Run(ctx context.Context, cfg Config) error {
 
 // listeners are bound before anything starts, so that a port in use is an error
 // and not a control plane that limps.
-type listeners struct{ grpc, webhook, metrics, health net.Listener }
+type listeners struct{ grpc, webhook, metrics, health, inspect net.Listener }
 
 func listen(ctx context.Context, cfg Config) (l listeners, err error) {
 	var lc net.ListenConfig
 	for _, x := range []struct {
 		to   *net.Listener
 		addr string
-	}{{&l.grpc, cfg.GRPCAddress}, {&l.webhook, cfg.WebhookAddress}, {&l.metrics, cfg.MetricsAddress}, {&l.health, cfg.HealthAddress}} {
+	}{{&l.grpc, cfg.GRPCAddress}, {&l.webhook, cfg.WebhookAddress}, {&l.metrics, cfg.MetricsAddress}, {&l.health, cfg.HealthAddress}, {&l.inspect, cfg.InspectAddress}} {
 		if *x.to, err = lc.Listen(ctx, "tcp", x.addr); err != nil {
 			l.close()
 			return listeners{}, fmt.Errorf("listen: %w", err)
@@ -178,7 +186,7 @@ func listen(ctx context.Context, cfg Config) (l listeners, err error) {
 }
 
 func (l listeners) close() {
-	for _, x := range []net.Listener{l.grpc, l.webhook, l.metrics, l.health} {
+	for _, x := range []net.Listener{l.grpc, l.webhook, l.metrics, l.health, l.inspect} {
 		if x != nil {
 			_ = x.Close() // closed already by whoever served it
 		}
@@ -212,13 +220,15 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	if err := pub.watch(ctx, mgr.GetCache()); err != nil {
 		return err
 	}
-	// The webhooks read these in every replica: the first pod must not wait for a list.
-	for _, obj := range []client.Object{&corev1.Namespace{}, &corev1.ConfigMap{}} {
+	// These are read when somebody asks: the first must not wait for a list.
+	for _, obj := range []client.Object{&corev1.Namespace{}, &corev1.ConfigMap{}, &corev1.Node{}} {
 		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
 			return fmt.Errorf("control plane: watch %T: %w", obj, err)
 		}
 	}
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
+	look := &viewer{cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, now: time.Now}
+	inspect := newInspector(mgr.GetClient(), look.view, cfg.Log)
 	everywhere := []runnable{
 		auth.Run,
 		pub.Run,
@@ -228,6 +238,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 		},
 		func(ctx context.Context) error { return serveHTTP(ctx, l.metrics, counts.handler(), nil, cfg.Log) },
 		func(ctx context.Context) error { return serveHTTP(ctx, l.health, health.handler(), nil, cfg.Log) },
+		func(ctx context.Context) error { return serveHTTP(ctx, l.inspect, inspect.handler(), nil, cfg.Log) },
 	}
 	for _, run := range everywhere {
 		if err := mgr.Add(run); err != nil {

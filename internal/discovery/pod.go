@@ -40,9 +40,9 @@ func terminal(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// podAddresses are a pod's own addresses; those of a host-network pod are its
+// PodAddresses are a pod's own addresses; those of a host-network pod are its
 // node's and say nothing of the pod.
-func podAddresses(pod *corev1.Pod) []netip.Addr {
+func PodAddresses(pod *corev1.Pod) []netip.Addr {
 	if pod.Spec.HostNetwork {
 		return nil
 	}
@@ -64,7 +64,7 @@ func addressOwners(pods []*corev1.Pod) map[netip.Addr]*corev1.Pod {
 		if terminal(pod) {
 			continue
 		}
-		for _, a := range podAddresses(pod) {
+		for _, a := range PodAddresses(pod) {
 			if old, ok := owners[a]; !ok || younger(pod, old) {
 				owners[a] = pod
 			}
@@ -85,9 +85,9 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("left out: %w", err)
 	}
-	addresses := podAddresses(pod)
+	addresses := PodAddresses(pod)
 	addresses = slices.DeleteFunc(addresses, func(a netip.Addr) bool { return b.owners[a] != pod })
-	name := workloadName(pod)
+	name := WorkloadName(pod)
 	return &workload.Workload{
 		UID:       pod.Namespace + "/" + pod.Name,
 		Name:      pod.Name,
@@ -116,9 +116,9 @@ func canonicalName(labels map[string]string, workloadName string) string {
 	return strings.Trim(name, "-_.")
 }
 
-// workloadName is the name of what the pod was made from: of a ReplicaSet's
+// WorkloadName is the name of what the pod was made from: of a ReplicaSet's
 // Deployment and of a Job's CronJob rather than of the generated thing between.
-func workloadName(pod *corev1.Pod) string {
+func WorkloadName(pod *corev1.Pod) string {
 	if name := pod.Labels[labelWorkloadName]; name != "" {
 		return name
 	}

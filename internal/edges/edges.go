@@ -69,34 +69,34 @@ type TLS struct {
 
 // Key names an edge of one proxy. It is comparable.
 type Key struct {
-	Direction Direction
-	Security  Security
-	Protocol  string     // http or tcp; "" when nothing was carried
-	Port      uint16     // where the server listens: of the pod, not of a service
-	Identity  string     // of the peer, if it proved one
-	Workload  string     // "<namespace>/<workload>" as the proxy knows the peer; "" unknown
-	Address   netip.Addr // of a peer that proved nothing
-	TLS       TLS
-	Rest      bool // edges that there was no room for, of this direction and security
+	Direction Direction  `json:"direction"`
+	Security  Security   `json:"security"`
+	Protocol  string     `json:"protocol,omitempty"` // http or tcp; "" when nothing was carried
+	Port      uint16     `json:"port"`               // where the server listens: of the pod, not of a service
+	Identity  string     `json:"identity,omitempty"` // of the peer, if it proved one
+	Workload  string     `json:"workload,omitempty"` // "<namespace>/<workload>" as the proxy knows the peer; "" unknown
+	Address   netip.Addr `json:"address,omitzero"`   // of a peer that proved nothing
+	TLS       TLS        `json:"tls,omitzero"`       //
+	Rest      bool       `json:"rest,omitempty"`     // edges that there was no room for, of this direction and security
 }
 
 // About is what is known of the last connection of an edge.
 type About struct {
-	Pod         string // "<namespace>/<pod>" of the peer, if it is known
-	Address     netip.Addr
-	Service     string // FQDN:port
-	OwnIdentity string
-	OwnSerial   string // hexadecimal, of this proxy's certificate
-	PeerSerial  string
+	Pod         string     `json:"pod,omitempty"` // "<namespace>/<pod>" of the peer, if it is known
+	Address     netip.Addr `json:"last_address,omitzero"`
+	Service     string     `json:"service,omitempty"` // FQDN:port
+	OwnIdentity string     `json:"own_identity,omitempty"`
+	OwnSerial   string     `json:"own_serial,omitempty"` // hexadecimal, of this proxy's certificate
+	PeerSerial  string     `json:"peer_serial,omitempty"`
 }
 
 // Counts are totals since the edge was first seen.
 type Counts struct {
-	Connections   uint64
-	Requests      uint64
-	BytesSent     uint64 // to the client
-	BytesReceived uint64 // from the client
-	Refusals      map[string]uint64
+	Connections   uint64            `json:"connections"`
+	Requests      uint64            `json:"requests,omitempty"`
+	BytesSent     uint64            `json:"bytes_sent"`     // to the client
+	BytesReceived uint64            `json:"bytes_received"` // from the client
+	Refusals      map[string]uint64 `json:"refusals,omitempty"`
 }
 
 // add adds o to c.
@@ -119,14 +119,15 @@ func (c *Counts) refuse(reason string, n uint64) {
 
 // Edge is one entry of a table.
 type Edge struct {
-	ID     uint32 // within one table; never 0
-	Key    Key
-	About  About
-	Counts Counts
-	Open   uint32 // connections that are open now
-	First  time.Time
-	Last   time.Time
-	Folded uint64 // of the rest: how many edges it stands for
+	ID     uint32    `json:"-"` // within one table; never 0
+	Key    Key       `json:"key"`
+	About  About     `json:"last"`
+	Counts Counts    `json:"counts"`
+	Open   uint32    `json:"open,omitempty"` // connections that are open now
+	First  time.Time `json:"first_seen"`
+	Last   time.Time `json:"last_seen"`
+	Folded uint64    `json:"folded,omitempty"` // of the rest: how many edges it stands for
+	Peer   Peer      `json:"peer,omitzero"`    // who the peer is taken to be, once resolved
 }
 
 // Delta is what has changed in a table.

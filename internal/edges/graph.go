@@ -20,6 +20,7 @@ const (
 	KindAPIServer    = "api-server"    //
 	KindLoadBalancer = "load-balancer" //
 	KindService      = "service"       // a cluster address that no pod stands behind
+	KindGone         = "gone"          // an address of pods that no present pod had at that time
 	KindOutside      = "outside"       // no address of this cluster
 	KindRest         = "rest"          // edges that there was no room for
 )
@@ -55,14 +56,21 @@ func (p Peer) compare(o Peer) int {
 
 // Report is what one proxy says.
 type Report struct {
-	Pod      string // "<namespace>/<pod>", from its credential
-	Workload Peer
-	Node     string
-	Edges    []Edge
+	Pod      string `json:"pod"` // "<namespace>/<pod>", from its credential
+	Workload Peer   `json:"workload"`
+	Node     string `json:"node,omitempty"`
+	Edges    []Edge `json:"edges"`
 }
 
 // Resolver says what an address belonged to at a time, seen from a pod on node.
-type Resolver func(a netip.Addr, node string, at time.Time) Peer
+type Resolver func(a netip.Addr, node string, d Direction, at time.Time) Peer
+
+// Resolve says of each edge who its peer is taken to be.
+func (r *Report) Resolve(resolve Resolver) {
+	for i := range r.Edges {
+		r.Edges[i].Peer = peerOf(r, &r.Edges[i], resolve)
+	}
+}
 
 // Share is what went over a link under one security.
 type Share struct {
@@ -124,15 +132,15 @@ type draft struct {
 	views   [2]map[shareKey]*Share
 }
 
-// Build makes one graph of what all proxies say. Where both ends of a link
+// Build makes one graph of what all proxies say, whose edges are resolved. Where both ends of a link
 // report it, each share has the larger count of the two: both saw the same
 // connections, and what only one of them saw is there too.
-func Build(reports []Report, resolve Resolver) Graph {
+func Build(reports []Report) Graph {
 	drafts := map[linkKey]*draft{}
 	for i := range reports {
 		r := &reports[i]
 		for j := range r.Edges {
-			addEdge(drafts, r, &r.Edges[j], resolve)
+			addEdge(drafts, r, &r.Edges[j])
 		}
 	}
 	graph := make(Graph, 0, len(drafts))
@@ -147,11 +155,10 @@ func Build(reports []Report, resolve Resolver) Graph {
 	return graph
 }
 
-func addEdge(drafts map[linkKey]*draft, r *Report, e *Edge, resolve Resolver) {
-	peer := peerOf(r, e, resolve)
-	key, view := linkKey{peer, r.Workload, e.Key.Port}, 1
+func addEdge(drafts map[linkKey]*draft, r *Report, e *Edge) {
+	key, view := linkKey{e.Peer, r.Workload, e.Key.Port}, 1
 	if e.Key.Direction == Outbound {
-		key, view = linkKey{r.Workload, peer, e.Key.Port}, 0
+		key, view = linkKey{r.Workload, e.Peer, e.Key.Port}, 0
 	}
 	d := drafts[key]
 	if d == nil {
@@ -272,7 +279,7 @@ func peerOf(r *Report, e *Edge, resolve Resolver) Peer {
 			return Peer{Kind: KindIdentity, Namespace: id.Namespace(), Name: id.ServiceAccount()}
 		}
 	}
-	return resolve(e.Key.Address, r.Node, e.Last)
+	return resolve(e.Key.Address, r.Node, e.Key.Direction, e.Last)
 }
 
 // Since leaves out the shares that were last seen before t, and the links that
@@ -333,7 +340,10 @@ func (l *Link) Last() time.Time {
 	return last
 }
 
-var errSecurity = errors.New("not a kind of security")
+var (
+	errSecurity  = errors.New("not a kind of security")
+	errDirection = errors.New("not a direction")
+)
 
 // MarshalText implements encoding.TextMarshaler.
 func (s Security) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
@@ -347,4 +357,18 @@ func (s *Security) UnmarshalText(b []byte) error {
 		}
 	}
 	return errSecurity
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Direction) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Direction) UnmarshalText(b []byte) error {
+	for i := Inbound; i <= Outbound; i++ {
+		if i.String() == string(b) {
+			*d = i
+			return nil
+		}
+	}
+	return errDirection
 }

@@ -20,7 +20,7 @@ const (
 	apiID = "cluster.local/ns/shop/sa/api"
 )
 
-func byAddress(a netip.Addr, node string, _ time.Time) Peer {
+func byAddress(a netip.Addr, node string, _ Direction, _ time.Time) Peer {
 	switch a {
 	case netip.MustParseAddr("192.168.0.1"):
 		return Peer{Kind: KindKubelet, Name: node}
@@ -28,6 +28,13 @@ func byAddress(a netip.Addr, node string, _ time.Time) Peer {
 		return Peer{Kind: KindWorkload, Namespace: "old", Name: "legacy"}
 	}
 	return Peer{Kind: KindOutside, Address: a}
+}
+
+func build(reports []Report) Graph {
+	for i := range reports {
+		reports[i].Resolve(byAddress)
+	}
+	return Build(reports)
 }
 
 // clientView and serverView are the two ends of one mutual TLS edge.
@@ -55,11 +62,11 @@ func plainFrom(address string, connections uint64) Edge {
 }
 
 func TestBuildJoinsBothEnds(t *testing.T) {
-	got := Build([]Report{
+	got := build([]Report{
 		{Pod: "shop/web-1", Workload: web, Edges: []Edge{clientView(2)}},
 		{Pod: "shop/web-2", Workload: web, Edges: []Edge{clientView(3)}},
 		{Pod: "shop/api-1", Workload: api, Edges: []Edge{serverView(6)}},
-	}, byAddress)
+	})
 	want := Graph{{
 		Source: web, Destination: api, Port: 8080, Service: "api.shop.svc.cluster.local:80", State: StateMutualTLS,
 		Shares: []Share{{
@@ -107,7 +114,7 @@ func TestStates(t *testing.T) {
 		"only refused":           {[]Edge{refused}, StateNotObserved},
 		"refused and mutual TLS": {[]Edge{refused, mtls}, StateMutualTLS},
 	} {
-		g := Build([]Report{{Pod: "shop/api-1", Workload: api, Edges: tc.edges}}, byAddress)
+		g := build([]Report{{Pod: "shop/api-1", Workload: api, Edges: tc.edges}})
 		if len(g) != 1 || g[0].State != tc.want {
 			t.Errorf("%s: %+v", name, g)
 		}
@@ -115,7 +122,7 @@ func TestStates(t *testing.T) {
 	// the client says plaintext to a pod whose proxy says nothing
 	out := clientView(4)
 	out.Key.Security, out.Key.TLS, out.Key.Identity, out.Key.Address = Plaintext, TLS{}, "", netip.MustParseAddr("10.1.0.8")
-	g := Build([]Report{{Pod: "shop/web-1", Workload: web, Edges: []Edge{out}}, {Pod: "shop/api-1", Workload: api, Edges: []Edge{mtls}}}, byAddress)
+	g := build([]Report{{Pod: "shop/web-1", Workload: web, Edges: []Edge{out}}, {Pod: "shop/api-1", Workload: api, Edges: []Edge{mtls}}})
 	if len(g) != 1 || g[0].State != StateMixed || g[0].Shares[0].Connections != 9 || g[0].Shares[1].Connections != 4 {
 		t.Errorf("%+v", g)
 	}
@@ -126,9 +133,9 @@ func TestPeersWithoutName(t *testing.T) {
 	stranger.Key.Workload = ""
 	full := plainFrom("10.9.9.9", 5)
 	full.Key, full.Folded = restOf(full.Key), 12
-	g := Build([]Report{{Pod: "shop/api-1", Workload: api, Node: "n1", Edges: []Edge{
+	g := build([]Report{{Pod: "shop/api-1", Workload: api, Node: "n1", Edges: []Edge{
 		plainFrom("192.168.0.1", 1), plainFrom("10.1.0.9", 2), plainFrom("8.8.8.8", 3), stranger, full,
-	}}}, byAddress)
+	}}})
 	got := map[string]uint64{}
 	for _, l := range g {
 		got[l.Source.Namespace+" "+l.Source.String()], _ = l.Of(func(*Share) bool { return true })
@@ -143,7 +150,7 @@ func TestSince(t *testing.T) {
 	old, now := plainFrom("8.8.8.8", 1), serverView(1)
 	old.Key.Workload, old.Key.Address = "shop/web", netip.MustParseAddr("10.1.0.7")
 	now.Last = noon.Add(time.Hour)
-	g := Build([]Report{{Workload: api, Edges: []Edge{old, now}}}, byAddress)
+	g := build([]Report{{Workload: api, Edges: []Edge{old, now}}})
 	if g[0].State != StateMixed || !g[0].Last().Equal(noon.Add(time.Hour)) {
 		t.Fatalf("%+v", g)
 	}

@@ -140,9 +140,10 @@ func (p *proxy) graph() edges.Graph {
 		self.Name = cmp.Or(own.WorkloadName, own.Name)
 	}
 	reports := []edges.Report{{Pod: p.worlds.self, Workload: self, Edges: p.edges.All()}}
-	return edges.Build(reports, func(a netip.Addr, _ string, _ time.Time) edges.Peer {
+	reports[0].Resolve(func(a netip.Addr, _ string, _ edges.Direction, _ time.Time) edges.Peer {
 		return edges.Peer{Kind: edges.KindOutside, Address: a}
 	})
+	return edges.Build(reports)
 }
 
 // serial is a certificate's serial number as people compare it.
