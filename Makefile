@@ -10,7 +10,7 @@ GOBUILD  = CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace -l
 GOTEST   = go test -timeout 15m
 IMAGES   = bin/images
 
-.PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e lint gen gen-check bench fuzz setup FORCE
+.PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e lint gen gen-check bench bench-data bench-programs bench-micro fuzz setup FORCE
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -43,8 +43,8 @@ test: setup gen-check lint test-unit test-netns test-hack test-e2e ## everything
 test-unit: ## packages, with the race detector
 	$(GOTEST) -race $$(go list ./... | grep -v /test/)
 
-test-netns: setup ## the data plane between network namespaces (root)
-	$(GOTEST) -count=1 ./test/netns/...
+test-netns: setup ## the data plane between network namespaces, and the bench in small (root)
+	$(GOTEST) -count=1 ./test/netns/... ./test/bench/...
 
 test-hack: setup ## the local cluster and the image builder (root)
 	cd hack/images && $(GOTEST) -count=1 ./...
@@ -72,8 +72,32 @@ gen-check: gen ## generated files are fresh, go.mod is tidy
 	git diff --exit-code -- '*.pb.go'
 	go mod tidy -diff
 
-bench: setup images bin/cluster ## figures of this machine, on a cluster of their own (root)
-	go run ./test/bench -version $(VERSION) -page docs/performance.md
+# Paths of other proxies (ENVOY=…) and BENCHFLAGS (see bin/bench/bench -h) are passed on.
+BENCHRUN = bin/bench/bench -version $(VERSION)
+ifeq ($(BENCH),quick)
+bench: bench-programs ## figures of this machine: the data path beside other proxies, and a cluster (root). BENCH=quick: two minutes
+	$(BENCHRUN) -parts data -quick -check $(BENCHFLAGS)
+else
+bench: bench-programs images bin/cluster
+	$(BENCHRUN) -page docs/performance.md $(BENCHFLAGS)
+endif
+
+bench-data: bench-programs ## the data path only
+	$(BENCHRUN) -parts data -page docs/performance.md $(BENCHFLAGS)
+
+bench-programs: build
+	@./hack/setup bench
+	@mkdir -p bin/bench
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/bench/ ./test/bench/loadgen ./test/bench/plaingo
+	go build -o bin/bench/ ./test/bench
+	@[ -e bin/bench/ghostunnel ] || go build -C test/bench/ghostunnel -trimpath -ldflags "-s -w" -o $(CURDIR)/bin/bench/ghostunnel github.com/ghostunnel/ghostunnel || \
+	  echo "ghostunnel is left out: it needs the module proxy and a C compiler" >&2
+
+bench-micro: ## microbenchmarks, compared with bin/bench-micro.txt of the last time
+	@mkdir -p bin/tools && GOBIN=$(CURDIR)/bin/tools go install golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),6) $$(grep -l '^func Benchmark' -r internal --include='*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|') >bin/bench-micro.new
+	@[ -e bin/bench-micro.txt ] && benchstat bin/bench-micro.txt bin/bench-micro.new || benchstat bin/bench-micro.new
+	@mv bin/bench-micro.new bin/bench-micro.txt
 
 fuzz: ## every fuzz target for FUZZTIME each
 	./hack/fuzz $(or $(FUZZTIME),10s)

@@ -1,4 +1,4 @@
-package main
+package cluster
 
 import (
 	"context"
@@ -48,7 +48,7 @@ var kinds = []struct {
 
 // traffic measures the same between two pods without proxies and between two
 // with them, in turn.
-func (m *mesh) traffic(ctx context.Context, o options, r *report) error {
+func (m *mesh) traffic(ctx context.Context, o Options, r *Report) error {
 	for _, ns := range []string{plain, meshed} {
 		stop, err := m.serveIn(ctx, m.servers[ns])
 		if err != nil {
@@ -67,13 +67,13 @@ func (m *mesh) traffic(ctx context.Context, o options, r *report) error {
 	for _, k := range kinds {
 		series := map[string][]float64{}
 		var cost []float64
-		for range o.rounds {
+		for range o.Rounds {
 			for _, ns := range []string{plain, meshed} {
 				before, err := cpus(pids)
 				if err != nil {
 					return err
 				}
-				res, err := m.load(ctx, ns, k.kind, k.parallel, o.length)
+				res, err := m.load(ctx, ns, k.kind, k.parallel, o.Length)
 				if err != nil {
 					return err
 				}
@@ -85,10 +85,10 @@ func (m *mesh) traffic(ctx context.Context, o options, r *report) error {
 				}
 			}
 		}
-		r.add(figure{Name: k.name + ", direct", Unit: k.unit, Series: series[plain]})
-		r.add(figure{Name: k.name + ", two proxies, mutual TLS", Unit: k.unit, Series: series[meshed]})
+		r.add(Figure{Name: k.name + ", direct", Unit: k.unit, Series: series[plain]})
+		r.add(Figure{Name: k.name + ", two proxies, mutual TLS", Unit: k.unit, Series: series[meshed]})
 		if k.per != nil {
-			r.add(figure{Name: k.name + ", CPU of both proxies", Unit: k.cost, Series: cost})
+			r.add(Figure{Name: k.name + ", CPU of both proxies", Unit: k.cost, Series: cost})
 		}
 		fmt.Fprintf(os.Stderr, "%s: direct %.3g, mesh %.3g %s\n", k.name, median(series[plain]), median(series[meshed]), k.unit)
 	}

@@ -1,4 +1,4 @@
-package main
+package cluster
 
 import (
 	"context"
@@ -32,9 +32,9 @@ var ways = []way{
 
 // start starts pods, one at a time and each way in turn, at random moments: the
 // kubelet looks at its containers once a second, and each must meet it at any phase.
-func (m *mesh) start(ctx context.Context, o options, r *report) error {
+func (m *mesh) start(ctx context.Context, o Options, r *Report) error {
 	took := make([][]float64, len(ways))
-	for i := range o.pods {
+	for i := range o.Pods {
 		for w, how := range ways {
 			time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
 			d, err := m.startOne(ctx, template(how.namespace, fmt.Sprintf("start-%d-%d", i, w), how.annotations))
@@ -43,13 +43,13 @@ func (m *mesh) start(ctx context.Context, o options, r *report) error {
 			}
 			took[w] = append(took[w], d.Seconds())
 		}
-		fmt.Fprintf(os.Stderr, "start %d of %d: %.2f s\n", i+1, o.pods, []float64{took[0][i], took[1][i], took[2][i]})
+		fmt.Fprintf(os.Stderr, "start %d of %d: %.2f s\n", i+1, o.Pods, []float64{took[0][i], took[1][i], took[2][i]})
 	}
 	for w, how := range ways {
-		r.add(figure{Name: "pod created → application ready, " + how.name, Unit: "s", Series: took[w]})
+		r.add(Figure{Name: "pod created → application ready, " + how.name, Unit: "s", Series: took[w]})
 	}
 	for w, how := range ways[1:] {
-		r.add(figure{Name: "later by, " + how.name, Unit: "s", Value: median(took[w+1]) - median(took[0]), Limit: startLimit, Note: "difference of the medians"})
+		r.add(Figure{Name: "later by, " + how.name, Unit: "s", Value: median(took[w+1]) - median(took[0]), Limit: startLimit, Note: "difference of the medians"})
 	}
 	return nil
 }

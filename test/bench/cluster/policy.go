@@ -1,4 +1,4 @@
-package main
+package cluster
 
 import (
 	"context"
@@ -34,7 +34,7 @@ type seen struct {
 // policy changes the mode of the server's namespace to and fro and measures from
 // the API server's answer until a client outside the mesh, which tries without
 // end, finds the change in force, and until a connection that it holds open is cut.
-func (m *mesh) policy(ctx context.Context, o options, r *report) error {
+func (m *mesh) policy(ctx context.Context, o Options, r *Report) error {
 	server := m.servers[meshed]
 	stop, err := m.serveIn(ctx, server)
 	if err != nil {
@@ -66,7 +66,7 @@ func (m *mesh) policy(ctx context.Context, o options, r *report) error {
 		err := m.kube.Patch(ctx, policy, patch)
 		return time.Now(), err
 	}
-	for i := range o.changes {
+	for i := range o.Changes {
 		held, err := m.hold(to)
 		if err != nil {
 			return err
@@ -88,11 +88,11 @@ func (m *mesh) policy(ctx context.Context, o options, r *report) error {
 			return err
 		}
 		allowed = append(allowed, ms(at.Sub(answered)))
-		fmt.Fprintf(os.Stderr, "change %d of %d: refused after %.0f ms, open connection cut after %.0f ms, allowed after %.0f ms\n", i+1, o.changes, refused[i], cut[i], allowed[i])
+		fmt.Fprintf(os.Stderr, "change %d of %d: refused after %.0f ms, open connection cut after %.0f ms, allowed after %.0f ms\n", i+1, o.Changes, refused[i], cut[i], allowed[i])
 	}
-	r.add(figure{Name: "PERMISSIVE → STRICT, new connections refused", Unit: "ms", Series: refused, Limit: policyLimit})
-	r.add(figure{Name: "PERMISSIVE → STRICT, open connection cut", Unit: "ms", Series: cut, Limit: policyLimit})
-	r.add(figure{Name: "STRICT → PERMISSIVE, new connections allowed", Unit: "ms", Series: allowed, Limit: policyLimit})
+	r.add(Figure{Name: "PERMISSIVE → STRICT, new connections refused", Unit: "ms", Series: refused, Limit: policyLimit})
+	r.add(Figure{Name: "PERMISSIVE → STRICT, open connection cut", Unit: "ms", Series: cut, Limit: policyLimit})
+	r.add(Figure{Name: "STRICT → PERMISSIVE, new connections allowed", Unit: "ms", Series: allowed, Limit: policyLimit})
 	return nil
 }
 

@@ -1,4 +1,4 @@
-package main
+package cluster
 
 import (
 	"context"
@@ -15,26 +15,26 @@ const (
 )
 
 // size is that of the program.
-func (m *mesh) size(_ context.Context, o options, r *report) error {
-	info, err := os.Stat(filepath.Join(o.setup.Bin, "podseal-proxy"))
+func (m *mesh) size(_ context.Context, o Options, r *Report) error {
+	info, err := os.Stat(filepath.Join(o.Setup.Bin, "podseal-proxy"))
 	if err != nil {
 		return fmt.Errorf("find the proxy: %w", err)
 	}
-	r.add(figure{Name: "podseal-proxy on disk", Unit: "MB", Value: float64(info.Size()) / 1e6, Limit: diskLimit})
+	r.add(Figure{Name: "podseal-proxy on disk", Unit: "MB", Value: float64(info.Size()) / 1e6, Limit: diskLimit})
 	return nil
 }
 
 // memory is that of a proxy that has its certificate and its world, and never
 // had a connection. Its pages of the program are shared with other proxies of
 // the node; resident (RSS) counts them all, proportional (PSS) its share of them.
-func (m *mesh) memory(ctx context.Context, o options, r *report) error {
+func (m *mesh) memory(ctx context.Context, o Options, r *Report) error {
 	pid, err := process(m.idle, "istio-proxy")
 	if err != nil {
 		return err
 	}
 	age := time.Since(m.idle.CreationTimestamp.Time)
-	if wait := o.idle - age; wait > 0 {
-		fmt.Fprintf(os.Stderr, "waiting %.0f s until the idle proxy is %s old\n", wait.Seconds(), o.idle)
+	if wait := o.Idle - age; wait > 0 {
+		fmt.Fprintf(os.Stderr, "waiting %.0f s until the idle proxy is %s old\n", wait.Seconds(), o.Idle)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -45,9 +45,9 @@ func (m *mesh) memory(ctx context.Context, o options, r *report) error {
 	if err != nil {
 		return err
 	}
-	r.add(figure{Name: "idle proxy, resident (RSS)", Unit: "MB", Value: idle["Rss"], Limit: memoryLimit})
-	r.add(figure{Name: "idle proxy, its share (PSS)", Unit: "MB", Value: idle["Pss"], Limit: memoryLimit})
-	r.add(figure{Name: "idle proxy, its own (anonymous)", Unit: "MB", Value: idle["Anonymous"]})
+	r.add(Figure{Name: "idle proxy, resident (RSS)", Unit: "MB", Value: idle["Rss"], Limit: memoryLimit})
+	r.add(Figure{Name: "idle proxy, its share (PSS)", Unit: "MB", Value: idle["Pss"], Limit: memoryLimit})
+	r.add(Figure{Name: "idle proxy, its own (anonymous)", Unit: "MB", Value: idle["Anonymous"]})
 	if pid, err = process(m.servers[meshed], "istio-proxy"); err != nil {
 		return err
 	}
@@ -55,6 +55,6 @@ func (m *mesh) memory(ctx context.Context, o options, r *report) error {
 	if err != nil {
 		return err
 	}
-	r.add(figure{Name: "a proxy after its traffic has ended, resident (RSS)", Unit: "MB", Value: used["Rss"]})
+	r.add(Figure{Name: "a proxy after its traffic has ended, resident (RSS)", Unit: "MB", Value: used["Rss"]})
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package cluster
 
 import (
 	"fmt"
@@ -11,25 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The figures stand between these marks in a page.
-const (
-	beginMark = "<!-- figures: written by make bench -->"
-	endMark   = "<!-- end of figures -->"
-)
-
-// machine is what the figures were measured on.
-type machine struct {
+// Machine is what the figures were measured on.
+type Machine struct {
 	Podseal string `json:"podseal"`
 	Cores   int    `json:"cores"`
 	CPU     string `json:"cpu"`
 	Kernel  string `json:"kernel"`
 	Go      string `json:"go"`
-	Load    string `json:"load_average_before"`
 }
 
-// figure is one line of the table. Values of a series are in its unit, in the
+// Figure is one line of the table. Values of a series are in its unit, in the
 // order in which they were measured.
-type figure struct {
+type Figure struct {
 	Name   string    `json:"name"`
 	Unit   string    `json:"unit"`
 	Value  float64   `json:"value"` // of a series the median
@@ -38,27 +31,28 @@ type figure struct {
 	Note   string    `json:"note,omitempty"`
 }
 
-// report is a run.
-type report struct {
+// Report is a run.
+type Report struct {
 	Began     time.Time `json:"began"`
-	Machine   machine   `json:"machine"`
+	Machine   Machine   `json:"machine"`
+	Load      string    `json:"load_average_before"`
 	LoadAfter string    `json:"load_average_after"`
-	Figures   []figure  `json:"figures"`
+	Figures   []Figure  `json:"figures"`
 }
 
-func (r *report) add(f figure) {
+func (r *Report) add(f Figure) {
 	if len(f.Series) > 0 {
 		f.Value = median(f.Series)
 	}
 	r.Figures = append(r.Figures, f)
 }
 
-// markdown is the report as people read it.
-func (r *report) markdown() string {
+// Markdown is the report as people read it.
+func (r *Report) Markdown() string {
 	var b strings.Builder
 	m := r.Machine
 	fmt.Fprintf(&b, "\nPodseal %s, %s, on %d cores (%s), Linux %s, %s. Load average %s before and %s after.\n\n",
-		m.Podseal, r.Began.Format(time.RFC3339), m.Cores, m.CPU, m.Kernel, m.Go, m.Load, r.LoadAfter)
+		m.Podseal, r.Began.Format(time.RFC3339), m.Cores, m.CPU, m.Kernel, m.Go, r.Load, r.LoadAfter)
 	b.WriteString("| what | figure | worst | of | limit | |\n| --- | ---: | ---: | ---: | ---: | --- |\n")
 	for _, f := range r.Figures {
 		worst, count, limit, verdict := "", "", "", ""
@@ -100,9 +94,9 @@ func median(values []float64) float64 {
 	return (s[(n-1)/2] + s[n/2]) / 2
 }
 
-// thisMachine describes where we are.
-func thisMachine(version string) machine {
-	m := machine{Podseal: version, Cores: runtime.NumCPU(), CPU: "unknown", Go: runtime.Version(), Load: loadAverage()}
+// ThisMachine describes where we are.
+func ThisMachine(version string) Machine {
+	m := Machine{Podseal: version, Cores: runtime.NumCPU(), CPU: "unknown", Go: runtime.Version()}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		m.Kernel = unix.ByteSliceToString(u.Release[:])
@@ -120,8 +114,8 @@ func thisMachine(version string) machine {
 	return m
 }
 
-// loadAverage is that of the last minute.
-func loadAverage() string {
+// LoadAverage is that of the last minute.
+func LoadAverage() string {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return "unknown"

@@ -1,4 +1,4 @@
-package main
+package cluster
 
 import (
 	"context"
@@ -39,8 +39,8 @@ type mesh struct {
 
 // newMesh turns the mesh on and starts the pods. The idle one is first, so that
 // it is old when its memory is measured.
-func newMesh(ctx context.Context, o options, local walkthrough.Local) (*mesh, error) {
-	path, err := o.setup.Kubeconfig(ctx)
+func newMesh(ctx context.Context, o Options, local walkthrough.Local) (*mesh, error) {
+	path, err := o.Setup.Kubeconfig(ctx)
 	if err != nil {
 		return nil, err
 	}
