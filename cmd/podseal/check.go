@@ -24,14 +24,15 @@ func newCheckCommand(s streams, k *kube) *cobra.Command {
 		Use:   "check",
 		Short: "Say whether Podseal is well, and what to do if not",
 		Long: `Look at the cluster, the manager, the control plane, the webhooks, the root and the proxies.
-Each fault comes with what to do about it. The exit code is 1 if anything is an error, 0 with warnings.`,
+Each fault comes with what to do about it. The exit code is 0 if all is well or there are only
+warnings, 1 if anything is an error, 2 if Podseal is installed and well but the mesh is not enabled.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s, k) },
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.pre, "pre", false, "look whether Podseal can be installed here")
 	f.StringVarP(&o.output, "output", "o", "table", "table, short (only faults) or json")
-	f.DurationVar(&o.wait, "wait", 0, "repeat until there is no error, for at most this long")
+	f.DurationVar(&o.wait, "wait", 0, "repeat until the mesh is enabled and there is no error, for at most this long")
 	return cmd
 }
 
@@ -67,16 +68,20 @@ func (o *checkOptions) run(ctx context.Context, s streams, k *kube) error {
 	} else {
 		printReport(s, report, o.output == "short")
 	}
-	if !report.Success {
+	switch {
+	case report.NotEnabled:
+		return errNotEnabled
+	case !report.Success:
 		return errSilent
+	default:
+		return nil
 	}
-	return nil
 }
 
 func firstError(r install.Report) string {
 	for _, category := range r.Categories {
 		for _, ch := range category.Checks {
-			if ch.Result == install.Error {
+			if ch.Result == install.Error || ch.Result == install.Off {
 				return ch.Description + ": " + ch.Error
 			}
 		}
@@ -88,7 +93,7 @@ func firstError(r install.Report) string {
 func mark(s streams, v install.Verdict) string {
 	sign, color := "√", "32"
 	switch v {
-	case install.Warning:
+	case install.Warning, install.Off:
 		sign, color = "‼", "33"
 	case install.Error:
 		sign, color = "×", "31"
@@ -121,9 +126,12 @@ func printReport(s streams, r install.Report, short bool) {
 		}
 		fmt.Fprintf(s.out, "%s\n%s\n%s\n", category.Name, strings.Repeat("-", len(category.Name)), b.String())
 	}
-	verdict := install.Success
-	if !r.Success {
-		verdict = install.Error
+	switch {
+	case r.NotEnabled:
+		fmt.Fprintf(s.out, "Status check results are %s: installed, not enabled\n", mark(s, install.Off))
+	case r.Success:
+		fmt.Fprintf(s.out, "Status check results are %s\n", mark(s, install.Success))
+	default:
+		fmt.Fprintf(s.out, "Status check results are %s\n", mark(s, install.Error))
 	}
-	fmt.Fprintf(s.out, "Status check results are %s\n", mark(s, verdict))
 }

@@ -126,21 +126,10 @@ func (o *installOptions) apply(ctx context.Context, s streams, c client.Client, 
 	case mc != nil && mc.Spec.Enabled != nil && *mc.Spec.Enabled:
 		fmt.Fprintln(s.err, "The mesh is enabled: `podseal check` says whether it is well.")
 	default:
-		fmt.Fprintf(s.err, "Turn the mesh on with:\n\n%s\n", enableText)
+		fmt.Fprintf(s.err, "Turn the mesh on with:\n\n%s\n", install.EnableText)
 	}
 	return nil
 }
-
-const enableText = `kubectl create -f - <<EOF
-apiVersion: deckhouse.io/v1alpha1
-kind: ModuleConfig
-metadata:
-  name: istio
-spec:
-  version: 3
-  enabled: true
-EOF
-`
 
 func (o *installOptions) chartValues() (install.Values, error) {
 	var file []byte
@@ -220,15 +209,23 @@ func (o *uninstallOptions) run(ctx context.Context, s streams, k *kube) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("the time is over (--timeout %s)", o.timeout))
 	defer cancel()
+	removed := 0
 	cluster := &install.Cluster{
 		Client: c, Owner: install.OwnerCLI,
-		Report: func(object string, result install.Result) { fmt.Fprintf(s.out, "%s %s\n", object, result) },
+		Report: func(object string, result install.Result) {
+			removed++
+			fmt.Fprintf(s.out, "%s %s\n", object, result)
+		},
 	}
 	pods, err := cluster.Remove(ctx, install.Uninstall{KeepCA: o.keepCA, KeepCRDs: o.keepCRDs, Progress: progress(s.err)})
 	if err != nil {
 		return fmt.Errorf("%w\nIt may be repeated: `podseal uninstall` goes on where it ended", err)
 	}
-	fmt.Fprintln(s.err, "Podseal is removed.")
+	if removed == 0 {
+		fmt.Fprintln(s.err, "There was nothing of Podseal to remove.")
+	} else {
+		fmt.Fprintln(s.err, "Podseal is removed.")
+	}
 	if len(pods) > 0 {
 		fmt.Fprintf(s.err, "These pods still run with a proxy, on certificates that nobody renews. Restart them within a day:\n  %s\n", strings.Join(pods, "\n  "))
 	}

@@ -77,6 +77,10 @@ func serverVersion(cfg *rest.Config) func(context.Context) (*version.Info, error
 // progress writes what is waited for, on one line each.
 func progress(w io.Writer) func(string, time.Duration) {
 	return func(text string, elapsed time.Duration) {
+		if text == "" {
+			fmt.Fprintf(w, "still waiting (%d s)\n", int(elapsed.Seconds()))
+			return
+		}
 		fmt.Fprintf(w, "waiting for %s (%d s)\n", text, int(elapsed.Seconds()))
 	}
 }

@@ -3,7 +3,8 @@
 // there.
 //
 // Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1
-// failed, 64 wrong use of the command line.
+// failed, 2 (of check) installed but not enabled, 64 wrong use of the command
+// line.
 package main
 
 import (
@@ -22,8 +23,9 @@ import (
 )
 
 const (
-	exitFailed = 1
-	exitUsage  = 64 // EX_USAGE of sysexits.h, as istioctl
+	exitFailed     = 1
+	exitNotEnabled = 2
+	exitUsage      = 64 // EX_USAGE of sysexits.h, as istioctl
 )
 
 func main() {
@@ -50,8 +52,12 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// errSilent fails the command after it has said why.
-var errSilent = errors.New("failed")
+// errSilent fails the command after it has said why; errNotEnabled does so with
+// exit code 2.
+var (
+	errSilent     = errors.New("failed")
+	errNotEnabled = fmt.Errorf("%w: the mesh is not enabled", errSilent)
+)
 
 // run runs one command line and returns the exit code.
 func run(ctx context.Context, args []string, s streams) int {
@@ -70,10 +76,14 @@ func run(ctx context.Context, args []string, s streams) int {
 			fmt.Fprintln(s.err, "`podseal help` lists the commands, `podseal COMMAND --help` the flags of one.")
 		}
 	}
-	if wrongUse {
+	switch {
+	case wrongUse:
 		return exitUsage
+	case errors.Is(err, errNotEnabled):
+		return exitNotEnabled
+	default:
+		return exitFailed
 	}
-	return exitFailed
 }
 
 func newRoot(s streams) *cobra.Command {

@@ -12,16 +12,20 @@ import (
 // Verdict is the outcome of one check.
 type Verdict string
 
-// The verdicts. Only errors make a report unsuccessful.
+// The verdicts. Errors make a report unsuccessful, and so does Off: nothing is
+// wrong, but nothing is encrypted either.
 const (
 	Success Verdict = "success"
 	Warning Verdict = "warning"
 	Error   Verdict = "error"
+	Off     Verdict = "off"
 )
 
 // Report is what the checks found. Its JSON is what `check -o json` prints.
 type Report struct {
-	Success    bool       `json:"success"`
+	Success bool `json:"success"`
+	// NotEnabled says that all that is wrong is that the mesh is not enabled.
+	NotEnabled bool       `json:"notEnabled,omitempty"`
 	Categories []Category `json:"categories"`
 }
 
@@ -122,6 +126,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 			{"every injected pod is ready", c.podsReady, false},
 			{"every proxy is of the control plane's version", c.proxyVersions, false},
 			{"every pod that should have a proxy has one", c.uncaptured, false},
+			{"no pod of the mesh uses the network of its node", c.onTheNode, false},
 			{"every PeerAuthentication is in force", c.policiesAccepted, false},
 		}},
 	})
@@ -136,7 +141,8 @@ func runChecks(ctx context.Context, groups []checkGroup) Report {
 			result := CheckResult{Description: ch.description, Result: Success}
 			if f := ch.run(ctx); f != nil {
 				result.Result, result.Error, result.Hint = f.verdict, f.text, f.hint
-				if f.verdict == Error {
+				if f.verdict == Error || f.verdict == Off {
+					report.NotEnabled = report.Success && f.verdict == Off
 					report.Success = false
 					stop = ch.gate
 				}

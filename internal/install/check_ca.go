@@ -3,6 +3,7 @@ package install
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -51,10 +52,13 @@ func (c *Checker) caInForce(ctx context.Context) *finding {
 // bring it to the pods, and look for it about once in a minute.
 const rootSettles = 3 * time.Minute
 
+// rootBackdated is how long before it was made a root is valid (contract 4.22).
+const rootBackdated = 2 * time.Minute
+
 // rootKept finds a root whose key is only in the memory of the control plane,
 // and one that was made a moment ago for workloads that had another.
 func (c *Checker) rootKept(ctx context.Context) *finding {
-	source, _, err := c.givenRoots(ctx)
+	source, roots, err := c.givenRoots(ctx)
 	if err != nil {
 		return cannotLook(err)
 	}
@@ -66,11 +70,16 @@ func (c *Checker) rootKept(ctx context.Context) *finding {
 	default:
 		return nil
 	}
-	own := &corev1.Secret{}
-	if err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: settings.CASecret}, own); err != nil {
+	block, _ := pem.Decode(roots)
+	if block == nil {
+		return nil // that is said elsewhere
+	}
+	root, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
 		return cannotLook(err)
 	}
-	age := c.Now.Sub(own.CreationTimestamp.Time)
+	made := root.NotBefore.Add(rootBackdated)
+	age := c.Now.Sub(made)
 	if age >= rootSettles {
 		return nil
 	}
@@ -78,7 +87,7 @@ func (c *Checker) rootKept(ctx context.Context) *finding {
 	if err != nil {
 		return cannotLook(err)
 	}
-	older := slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !p.CreationTimestamp.Before(&own.CreationTimestamp) })
+	older := slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !p.CreationTimestamp.Time.Before(made) })
 	if len(older) == 0 {
 		return nil
 	}

@@ -183,20 +183,35 @@ func (c *Checker) available(ctx context.Context, namespace, name, hintIfAbsent s
 	return nil
 }
 
+// enabled finds a Podseal that is installed and was not told to do anything.
 func (c *Checker) enabled(ctx context.Context) *finding {
 	mc, err := c.ModuleConfig(ctx)
 	if err != nil {
 		return cannotLook(err)
 	}
-	const hint = "enable it: spec.enabled: true in ModuleConfig istio (deckhouse.io/v1alpha1)"
 	switch {
 	case mc == nil:
-		return failed(hint, "there is no ModuleConfig istio: the mesh is off")
+		return &finding{Off, "Podseal is installed, and the mesh is not enabled: there is no ModuleConfig istio", "enable it:\n" + strings.TrimSpace(EnableText)}
 	case mc.Spec.Enabled == nil || !*mc.Spec.Enabled:
-		return failed(hint, "it is disabled: the mesh is off")
+		return &finding{
+			Off, "Podseal is installed, and the mesh is not enabled: ModuleConfig istio says so",
+			`enable it: kubectl patch moduleconfig istio --type merge -p '{"spec":{"enabled":true}}'`,
+		}
 	}
 	return nil
 }
+
+// EnableText is the command that turns the mesh on.
+const EnableText = `kubectl create -f - <<EOF
+apiVersion: deckhouse.io/v1alpha1
+kind: ModuleConfig
+metadata:
+  name: istio
+spec:
+  version: 3
+  enabled: true
+EOF
+`
 
 func (c *Checker) settingsInForce(ctx context.Context) *finding {
 	mc, err := c.ModuleConfig(ctx)
@@ -226,6 +241,3 @@ func (c *Checker) settingsInForce(ctx context.Context) *finding {
 		return failed("correct ModuleConfig istio; kubectl get moduleconfig istio -o yaml shows the whole message", "%s", message)
 	}
 }
-
-// podTroubles are words of a waiting container that need a human.
-var podTroubles = [...]string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CrashLoopBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}

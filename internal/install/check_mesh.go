@@ -251,14 +251,14 @@ func (c *Checker) proxyVersions(ctx context.Context) *finding {
 	return nil
 }
 
-// uncaptured finds pods that were created before their namespace joined the
-// mesh, or while something was wrong (contract 5.7).
-func (c *Checker) uncaptured(ctx context.Context) *finding {
+// withoutProxy names the pods in namespaces of the mesh that have no proxy and
+// didn't ask to have none: those that could have one, and those on the network of
+// their node.
+func (c *Checker) withoutProxy(ctx context.Context) (without, never []string, err error) {
 	namespaces := &corev1.NamespaceList{}
 	if err := c.Client.List(ctx, namespaces); err != nil {
-		return cannotLook(err)
+		return nil, nil, err
 	}
-	var without []string
 	for _, ns := range namespaces.Items {
 		in := ns.Labels["istio-injection"] == "enabled" || (ns.Labels["istio-injection"] == "" && ns.Labels["istio.io/rev"] == "default")
 		if !in {
@@ -266,17 +266,46 @@ func (c *Checker) uncaptured(ctx context.Context) *finding {
 		}
 		pods := &corev1.PodList{}
 		if err := c.Client.List(ctx, pods, client.InNamespace(ns.Name)); err != nil {
-			return cannotLook(err)
+			return nil, nil, err
 		}
 		for _, p := range pods.Items {
-			optedOut := p.Labels[injectLabel] == "false" || p.Annotations[injectLabel] == "false" || p.Spec.HostNetwork
-			if !optedOut && !over(&p) && !hasProxy(&p) {
+			optedOut := p.Labels[injectLabel] == "false" || p.Annotations[injectLabel] == "false"
+			switch {
+			case optedOut, over(&p), hasProxy(&p):
+			case p.Spec.HostNetwork:
+				never = append(never, p.Namespace+"/"+p.Name)
+			default:
 				without = append(without, p.Namespace+"/"+p.Name)
 			}
 		}
 	}
+	return without, never, nil
+}
+
+// uncaptured finds pods that were created before their namespace joined the
+// mesh, or while something was wrong (contract 5.7).
+func (c *Checker) uncaptured(ctx context.Context) *finding {
+	without, _, err := c.withoutProxy(ctx)
+	if err != nil {
+		return cannotLook(err)
+	}
 	if len(without) > 0 {
-		return warned("their traffic is not encrypted; restart them: kubectl -n NAMESPACE rollout restart deployment", "%d pods in namespaces of the mesh have no proxy: %s", len(without), some(without))
+		return warned("their traffic is not encrypted; restart them: kubectl -n NAMESPACE rollout restart deployment",
+			"%s no proxy, in namespaces of the mesh: %s", countOf(len(without), "pod has", "pods have"), some(without))
+	}
+	return nil
+}
+
+// onTheNode finds pods in namespaces of the mesh that can have no proxy since
+// they use the network of their node (contract 5.6).
+func (c *Checker) onTheNode(ctx context.Context) *finding {
+	_, never, err := c.withoutProxy(ctx)
+	if err != nil {
+		return cannotLook(err)
+	}
+	if len(never) > 0 {
+		return warned("their traffic is not encrypted, and STRICT pods refuse it; give them a network of their own, or say that this is meant: label "+injectLabel+"=false on the pod",
+			"%s the network of the node (hostNetwork), which a proxy must not capture: %s", countOf(len(never), "pod uses", "pods use"), some(never))
 	}
 	return nil
 }
@@ -299,40 +328,6 @@ func (c *Checker) policiesAccepted(ctx context.Context) *finding {
 		return warned("their conditions say why: kubectl -n NAMESPACE describe peerauthentication NAME", "%d of %d are not: %s", len(not), len(list.Items), some(not))
 	}
 	return nil
-}
-
-// PodTrouble says what keeps a pod with that label from running, "" if nothing
-// is known: the words of the kubelet or of the scheduler.
-func PodTrouble(ctx context.Context, c client.Client, namespace, label, value string) string {
-	pods := &corev1.PodList{}
-	if err := c.List(ctx, pods, client.InNamespace(namespace), client.MatchingLabels{label: value}); err != nil {
-		return ""
-	}
-	for _, p := range pods.Items {
-		for _, cs := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-			if w := cs.State.Waiting; w != nil && slices.Contains(podTroubles[:], w.Reason) {
-				return strings.TrimSpace(w.Reason + " " + w.Message)
-			}
-		}
-		for _, cond := range p.Status.Conditions {
-			if cond.Type == corev1.PodScheduled && cond.Status == corev1.ConditionFalse {
-				return cond.Message
-			}
-		}
-	}
-	return ""
-}
-
-// deploymentTrouble adds to what is pending why its pods don't run.
-func deploymentTrouble(ctx context.Context, c client.Client, u *unstructured.Unstructured) string {
-	if u.GetKind() != "Deployment" {
-		return ""
-	}
-	app, _, _ := unstructured.NestedString(u.Object, "spec", "selector", "matchLabels", "app")
-	if trouble := PodTrouble(ctx, c, u.GetNamespace(), "app", app); trouble != "" {
-		return " (" + trouble + ")"
-	}
-	return ""
 }
 
 // VersionOf reads which version a Deployment of ours runs, "" if it isn't

@@ -37,11 +37,17 @@ var checkTime = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func rootPEM(t *testing.T, notAfter time.Time) string {
 	t.Helper()
+	return rootMade(t, checkTime.Add(-time.Hour), notAfter)
+}
+
+// rootMade is a root as the control plane makes it.
+func rootMade(t *testing.T, made, notAfter time.Time) string {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"cluster.local"}}, NotBefore: checkTime.Add(-time.Hour), NotAfter: notAfter, IsCA: true}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"cluster.local"}}, NotBefore: made.Add(-rootBackdated), NotAfter: notAfter, IsCA: true}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +92,17 @@ func newHealthy(t *testing.T) *healthy {
 		Status:     corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
 	}
 	return h
+}
+
+// give makes a root that of the whole mesh.
+func (h *healthy) give(root string) {
+	for _, cm := range []*corev1.ConfigMap{h.root, h.shopRoot} {
+		cm.Data["root-cert.pem"] = root
+	}
+	for i := range h.injector.Webhooks {
+		h.injector.Webhooks[i].ClientConfig.CABundle = []byte(root)
+	}
+	h.ownRoot = caSecret(settings.CASecret, "ca-cert.pem", root)
 }
 
 func deployment(namespace, name string) *appsv1.Deployment {
@@ -173,11 +190,11 @@ func TestChecks(t *testing.T) {
 		},
 		"no ModuleConfig": {
 			func(h *healthy) { h.mc = nil },
-			[]string{"error: there is no ModuleConfig istio: the mesh is off"},
+			[]string{"off: Podseal is installed, and the mesh is not enabled: there is no ModuleConfig istio"},
 		},
 		"disabled": {
 			func(h *healthy) { h.mc.Spec.Enabled = new(false) },
-			[]string{"error: it is disabled: the mesh is off"},
+			[]string{"off: Podseal is installed, and the mesh is not enabled: ModuleConfig istio says so"},
 		},
 		"wrong settings": {
 			func(h *healthy) { h.mc.Status.Message = messageKept + "settings.x: unknown setting" },
@@ -215,7 +232,7 @@ func TestChecks(t *testing.T) {
 			func(h *healthy) {
 				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "old"}}
 			},
-			[]string{"warning: 1 pods in namespaces of the mesh have no proxy: shop/old"},
+			[]string{"warning: 1 pod has no proxy, in namespaces of the mesh: shop/old"},
 		},
 		"a CA that the control plane refused": { // contract 4.35
 			func(h *healthy) {
@@ -241,12 +258,12 @@ func TestChecks(t *testing.T) {
 			[]string{"error: no Secret has the root's key any more"},
 		},
 		"the root was exchanged a moment ago": {
-			func(h *healthy) { h.ownRoot.CreationTimestamp = metav1.NewTime(checkTime.Add(-40 * time.Second)) },
+			func(h *healthy) { h.give(rootMade(t, checkTime.Add(-40*time.Second), checkTime.Add(rootSoon*100))) },
 			[]string{"warning: the root was made 40s ago, and 1 pod is older than it"},
 		},
 		"the root was made before the pods": {
 			func(h *healthy) {
-				h.ownRoot.CreationTimestamp = metav1.NewTime(checkTime.Add(-40 * time.Second))
+				h.give(rootMade(t, checkTime.Add(-40*time.Second), checkTime.Add(rootSoon*100)))
 				h.pod.CreationTimestamp = metav1.NewTime(checkTime.Add(-20 * time.Second))
 			},
 			nil,
@@ -267,6 +284,18 @@ func TestChecks(t *testing.T) {
 		"pod that opted out": {
 			func(h *healthy) {
 				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "out", Labels: map[string]string{injectLabel: "false"}}}
+			},
+			nil,
+		},
+		"pod on the network of its node": { // contract 5.6
+			func(h *healthy) {
+				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "agent"}, Spec: corev1.PodSpec{HostNetwork: true}}
+			},
+			[]string{"warning: 1 pod uses the network of the node (hostNetwork), which a proxy must not capture: shop/agent"},
+		},
+		"pod on the network of its node, as meant": {
+			func(h *healthy) {
+				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "agent", Labels: map[string]string{injectLabel: "false"}}, Spec: corev1.PodSpec{HostNetwork: true}}
 			},
 			nil,
 		},
@@ -305,7 +334,7 @@ func compareReport(t *testing.T, report Report, want []string) {
 			if ch.Result == Success {
 				continue
 			}
-			success = success && ch.Result != Error
+			success = success && ch.Result != Error && ch.Result != Off
 			got = append(got, string(ch.Result)+": "+ch.Error)
 			if ch.Hint == "" {
 				t.Errorf("%q doesn't say what to do", ch.Description)
@@ -318,19 +347,16 @@ func compareReport(t *testing.T, report Report, want []string) {
 	if report.Success != success {
 		t.Errorf("success is %v", report.Success)
 	}
+	if off := len(got) == 1 && strings.HasPrefix(got[0], "off: "); report.NotEnabled != off {
+		t.Errorf("not enabled is %v", report.NotEnabled)
+	}
 }
 
 func TestRootExpiry(t *testing.T) {
 	for days, want := range map[int]string{-1: "error: the root", 10: "warning: the root", 100: ""} {
 		h := newHealthy(t)
 		root := rootPEM(t, checkTime.Add(time.Duration(days)*24*time.Hour))
-		for _, data := range []map[string]string{h.root.Data, h.shopRoot.Data} {
-			data["root-cert.pem"] = root
-		}
-		h.ownRoot = caSecret(settings.CASecret, "ca-cert.pem", root)
-		for i := range h.injector.Webhooks {
-			h.injector.Webhooks[i].ClientConfig.CABundle = []byte(root)
-		}
+		h.give(root)
 		var wants []string
 		if want != "" {
 			wants = []string{want}
@@ -350,17 +376,17 @@ func TestChecksBefore(t *testing.T) {
 
 func TestWaitSaysWhatItWaitsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeoutCause(t.Context(), 7*time.Second, errors.New("the time is over"))
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 70*time.Second, errors.New("the time is over"))
 		defer cancel()
-		var said []time.Duration
+		var said []string
 		err := Wait(ctx, func(context.Context) (string, error) { return "x: 0 of 1", nil }, func(text string, elapsed time.Duration) {
-			said = append(said, elapsed)
+			said = append(said, text+" "+elapsed.String())
 		})
 		if err == nil || !strings.Contains(err.Error(), "x: 0 of 1") || !strings.Contains(err.Error(), "the time is over") {
 			t.Errorf("error %v", err)
 		}
-		if want := []time.Duration{0, 2 * time.Second, 4 * time.Second, 6 * time.Second}; !slices.Equal(said, want) {
-			t.Errorf("spoke at %v, want %v", said, want)
+		if want := []string{"x: 0 of 1 0s", " 30s", " 1m0s"}; !slices.Equal(said, want) {
+			t.Errorf("said %q, want %q", said, want)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -107,11 +108,29 @@ func (c *Cluster) applyOne(ctx context.Context, want *unstructured.Unstructured)
 	switch {
 	case was == nil:
 		return Created, nil
-	case was.GetResourceVersion() == want.GetResourceVersion():
+	case sameObject(was, want):
 		return Unchanged, nil
 	default:
 		return Configured, nil
 	}
+}
+
+// sameObject reports whether nothing was changed but what controllers write
+// while one looks: the status, and the book-keeping of the API server.
+func sameObject(a, b *unstructured.Unstructured) bool {
+	if a.GetResourceVersion() == b.GetResourceVersion() {
+		return true
+	}
+	bare := func(u *unstructured.Unstructured) map[string]any {
+		u = u.DeepCopy()
+		u.SetResourceVersion("")
+		u.SetManagedFields(nil)
+		u.SetGeneration(0)
+		unstructured.RemoveNestedField(u.Object, "status")
+		unstructured.RemoveNestedField(u.Object, "metadata", "annotations", "deployment.kubernetes.io/revision")
+		return u.Object
+	}
+	return reflect.DeepEqual(bare(a), bare(b))
 }
 
 // withoutSetOnce returns a copy without the fields that are given at creation
@@ -200,12 +219,13 @@ type Pending func(ctx context.Context) (string, error)
 // Pause between two looks, and the longest silence while waiting.
 const (
 	pollEvery  = 500 * time.Millisecond
-	speakEvery = 2 * time.Second
+	speakEvery = 30 * time.Second
 )
 
 // Wait returns when pending says that nothing is waited for any more, or with
 // an error that says what was missing when the context ended. progress is told
-// what is waited for and for how long: at each change, and every two seconds.
+// what is waited for and for how long at each change, and with an empty text,
+// which means the same as before, after each half minute without one.
 func Wait(ctx context.Context, pending Pending, progress func(text string, elapsed time.Duration)) error {
 	start := time.Now()
 	tick := time.NewTicker(pollEvery)
@@ -221,9 +241,14 @@ func Wait(ctx context.Context, pending Pending, progress func(text string, elaps
 			text = err.Error()
 		}
 		now := time.Now()
-		if ctx.Err() == nil && (text != said || now.Sub(spoke) >= speakEvery) {
+		switch {
+		case ctx.Err() != nil:
+		case text != said:
 			progress(text, now.Sub(start))
 			said, spoke = text, now
+		case now.Sub(spoke) >= speakEvery:
+			progress("", now.Sub(start))
+			spoke = now
 		}
 		select {
 		case <-ctx.Done():
@@ -246,7 +271,7 @@ func (c *Cluster) Pending(objects []*unstructured.Unstructured) Pending {
 				return "", fmt.Errorf("look at %s: %w", describe(u), err)
 			}
 			if text := notReady(now); text != "" {
-				if c.Explain {
+				if c.Explain && text != notSeen {
 					text += deploymentTrouble(ctx, c.Client, u)
 				}
 				return describe(u) + ": " + text, nil
@@ -255,6 +280,9 @@ func (c *Cluster) Pending(objects []*unstructured.Unstructured) Pending {
 		return "", nil
 	}
 }
+
+// notSeen is said of a Deployment whose pods are still those of before.
+const notSeen = "change not seen by the deployment controller"
 
 // notReady says what a CRD or Deployment lacks, "" if nothing.
 func notReady(u *unstructured.Unstructured) string {
@@ -278,7 +306,7 @@ func notReady(u *unstructured.Unstructured) string {
 	updated, available := number("status", "updatedReplicas"), number("status", "availableReplicas")
 	switch {
 	case number("status", "observedGeneration") < u.GetGeneration():
-		return "change not seen by the deployment controller"
+		return notSeen
 	case updated < want:
 		return fmt.Sprintf("%d of %d replicas updated", updated, want)
 	case number("status", "replicas") > updated:

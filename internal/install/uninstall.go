@@ -93,7 +93,7 @@ func (c *Cluster) podsGone(deployments []*unstructured.Unstructured) Pending {
 				return "", fmt.Errorf("list the pods of %s: %w", describe(d), err)
 			}
 			if n := len(pods.Items); n > 0 {
-				return fmt.Sprintf("%d pods of %s to end", n, describe(d)), nil
+				return fmt.Sprintf("%s of %s to end", countOf(n, "pod", "pods"), describe(d)), nil
 			}
 		}
 		return "", nil
