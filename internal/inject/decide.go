@@ -43,16 +43,19 @@ func Decide(pod *corev1.Pod, ns *corev1.Namespace, nsName, revision string) Deci
 	if !selected.Inject {
 		return selected
 	}
-	asked := pod.Labels[label.SidecarInject.Name] == "true"
+	requested := decideByRequest(pod, selected)
+	if !requested.Inject {
+		return requested
+	}
 	switch {
 	case pod.Spec.HostNetwork:
-		return refuseLoudly(asked, "the pod uses the network of its node (hostNetwork), which a proxy must not capture")
+		return refuseLoudly("the pod uses the network of its node (hostNetwork), which a proxy must not capture")
 	case pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows:
-		return refuseLoudly(asked, "the pod runs on Windows")
+		return refuseLoudly("the pod runs on Windows")
 	case alreadyInjected(pod):
 		return no("the pod has a proxy already (annotation %s)", annotation.SidecarStatus.Name)
 	}
-	return decideByRequest(pod, selected)
+	return requested
 }
 
 // decideByLabels is the matrix of contract 5.3.
@@ -126,11 +129,10 @@ func no(format string, args ...any) Decision {
 	return Decision{Reason: fmt.Sprintf(format, args...)}
 }
 
-// refuseLoudly is no, with a warning to whoever has asked for the opposite.
-func refuseLoudly(asked bool, reason string) Decision {
-	d := Decision{Reason: reason}
-	if asked {
-		d.Warnings = []string{"no proxy is injected although label " + label.SidecarInject.Name + "=true asks for it: " + reason}
-	}
-	return d
+// refuseLoudly is no, with a warning: the pod was to have a proxy, and whoever
+// creates it may believe that its traffic is encrypted.
+func refuseLoudly(reason string) Decision {
+	return Decision{Reason: reason, Warnings: []string{
+		"no proxy is injected, and the pod's traffic is not encrypted: " + reason + "; label " + label.SidecarInject.Name + "=false says that this is meant",
+	}}
 }
