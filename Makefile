@@ -13,7 +13,7 @@ IMAGES   = bin/images
 .PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e lint gen gen-check bench bench-data bench-programs bench-micro fuzz setup FORCE
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 build: ## bin/podseal and bin/podseal-proxy
 	$(GOBUILD) -o bin/ ./cmd/podseal ./cmd/podseal-proxy
