@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/wire"
 )
 
@@ -51,6 +52,7 @@ type httpRelay struct {
 
 	IdleTimeout    time.Duration     // between requests; 0 means none
 	Buffers        *httpBuffers      // shared by connections
+	TLS            *tlsconn.Pool     // that Client's connection is of; or nil
 	Rand           io.Reader         // for request ids; nil means crypto/rand
 	Now            func() time.Time  // nil means time.Now
 	OnRequest      func(RequestInfo) // called after each response, never twice at a time; or nil
@@ -148,6 +150,9 @@ func (h *httpRelay) serve(ctx context.Context) error {
 func (h *httpRelay) prepare() {
 	if h.Buffers == nil {
 		h.Buffers = &httpBuffers{}
+	}
+	if h.TLS == nil {
+		h.TLS = &tlsconn.Pool{}
 	}
 	if h.Rand == nil {
 		h.Rand = rand.Reader

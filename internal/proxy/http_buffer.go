@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/wire"
 )
 
@@ -15,7 +16,7 @@ const (
 	httpSmall    = 4 << 10   // held by a connection whose messages are small
 	httpLarge    = 64 << 10  // for heads that don't fit, and while a body flows
 	httpCoalesce = 16 << 10  // so much of a body is sent in one piece with its head
-	httpSplice   = 128 << 10 // from here on the kernel may carry a plaintext body
+	httpBulk     = 128 << 10 // from here on a body is carried as a stream is, without our buffers
 )
 
 // httpBuffers owns the buffers that HTTP connections share. The zero value is ready.
@@ -168,6 +169,7 @@ type httpCopy struct {
 	received, sent *atomic.Int64
 	discard        bool // dst takes no more: read on, so that src can finish
 	splice         bool // errors of src and dst need not be told apart
+	tls            *tlsconn.Pool
 }
 
 // run returns nil at the end of the body. Errors wrap errHTTPSource,
@@ -175,8 +177,11 @@ type httpCopy struct {
 func (c *httpCopy) run() error {
 	for !c.body.done() {
 		if c.buffer.empty() {
-			if c.spliceable() {
+			switch {
+			case c.spliceable():
 				return c.kernel()
+			case c.encrypted():
+				return c.stream()
 			}
 			if _, err := c.buffer.fill(c.src, c.received); err != nil {
 				if errors.Is(err, io.EOF) {
@@ -204,8 +209,14 @@ func (c *httpCopy) run() error {
 	return nil
 }
 
+// bulk reports whether the rest of the body is long, and ends where it says or
+// with the stream.
+func (c *httpCopy) bulk() bool {
+	return !c.discard && c.body.kind != wire.ChunkedBody && (c.body.kind != wire.LengthBody || c.body.left >= httpBulk)
+}
+
 func (c *httpCopy) spliceable() bool {
-	if !c.splice || c.body.kind == wire.ChunkedBody || c.body.kind == wire.LengthBody && c.body.left < httpSplice {
+	if !c.splice || !c.bulk() {
 		return false
 	}
 	_, plainSrc := c.src.(*net.TCPConn)
@@ -230,4 +241,48 @@ func (c *httpCopy) kernel() error {
 	}
 	c.body.left = 0
 	return nil
+}
+
+// encrypted reports whether the rest of the body comes from or goes to TLS, which
+// then has its own buffers for it.
+func (c *httpCopy) encrypted() bool {
+	_, from := c.from().(*tlsconn.Conn)
+	_, to := c.dst.(*tlsconn.Conn)
+	return (from || to) && c.bulk()
+}
+
+// from is what is read when nothing is left of what was read before.
+func (c *httpCopy) from() io.Reader {
+	if first, ok := c.src.(*firstReader); ok && len(first.first) == 0 {
+		return first.rest
+	}
+	return c.src
+}
+
+// stream copies without a buffer of ours.
+func (c *httpCopy) stream() error {
+	c.buffer.release()
+	moved := int64(0)
+	count := func(n int) {
+		moved += int64(n)
+		c.received.Add(int64(n))
+		c.sent.Add(int64(n))
+	}
+	var err error
+	if c.body.kind == wire.LengthBody {
+		var taken int64
+		taken, err = c.tls.CopyN(c.dst, c.from(), c.body.left, count)
+		c.received.Add(taken - moved)
+		c.body.left -= taken
+	} else {
+		err = c.tls.Copy(c.dst, c.from(), count)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, tlsconn.ErrSink):
+		return fmt.Errorf("%w: %w", errHTTPSink, err)
+	default:
+		return fmt.Errorf("%w: %w", errHTTPSource, err)
+	}
 }

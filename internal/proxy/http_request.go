@@ -226,7 +226,7 @@ func alive(app stream) bool {
 // to the end; if not, the exchange is over. An application that takes no more of
 // it may still answer: the rest is then read and thrown away.
 func (h *httpRelay) sendBody(body *httpBody, failed bool) (whole bool, err error) {
-	c := httpCopy{src: h.source, dst: h.app, buffer: &h.in, body: body, received: h.Received, sent: &h.toApp, discard: failed}
+	c := httpCopy{tls: h.TLS, src: h.source, dst: h.app, buffer: &h.in, body: body, received: h.Received, sent: &h.toApp, discard: failed}
 	before := h.toApp.Load()
 	if err = c.run(); errors.Is(err, errHTTPSink) {
 		c.discard = true
@@ -332,7 +332,7 @@ func (h *httpRelay) endRequests() {
 func (h *httpRelay) tunnel(ended bool) error {
 	if !ended {
 		_ = h.Client.SetReadDeadline(time.Time{}) // a closed socket fails at the read
-		c := httpCopy{src: h.source, dst: h.app, buffer: &h.in, body: &httpBody{kind: wire.TunnelBody}, received: h.Received, sent: &h.toApp}
+		c := httpCopy{tls: h.TLS, src: h.source, dst: h.app, buffer: &h.in, body: &httpBody{kind: wire.TunnelBody}, received: h.Received, sent: &h.toApp}
 		if err := c.run(); err != nil {
 			h.abort() // which ends the other direction too
 			return fmt.Errorf("tunnel: %w", err)

@@ -146,7 +146,7 @@ func (h *httpRelay) writeResponse(body *httpBody) error {
 }
 
 func (h *httpRelay) copyResponse(body *httpBody) error {
-	c := httpCopy{src: h.app, dst: h.Client, buffer: &h.out, body: body, received: &h.fromApp, sent: h.Sent, splice: true}
+	c := httpCopy{tls: h.TLS, src: h.app, dst: h.Client, buffer: &h.out, body: body, received: &h.fromApp, sent: h.Sent, splice: true}
 	return c.run()
 }
 

@@ -207,7 +207,7 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 		offered = []string{"http/1.1"} // what is inside reaches the application as it is: h2 is not for every one
 	}
 	began := time.Now()
-	client, err := tlsconn.Server(in.c.client, first.client, identity.ServerConfig(snap, offered, in.p.cfg.Now), began.Add(handshakeTimeout))
+	client, err := in.p.tls.Server(in.c.client, first.client, identity.ServerConfig(snap, offered, in.p.cfg.Now), began.Add(handshakeTimeout))
 	if err != nil {
 		return nil, err
 	}

@@ -187,7 +187,7 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 	}
 	began := time.Now()
 	cfg := identity.ClientConfig(snap, to.want, to.sni, to.alpn, p.cfg.Now)
-	encrypted, err := tlsconn.Client(server, cfg, began.Add(handshakeTimeout))
+	encrypted, err := p.tls.Client(server, cfg, began.Add(handshakeTimeout))
 	if err != nil {
 		return nil, err
 	}

@@ -133,7 +133,7 @@ type proxy struct {
 	creds       *credentialStore
 	conns       *conns
 	balance     *balancer
-	copier      tlsconn.Copier
+	tls         tlsconn.Pool
 	httpBuffers httpBuffers
 	metrics     *metrics.Set
 	records     ring

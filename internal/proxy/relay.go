@@ -75,7 +75,7 @@ func (p *proxy) direction(dst, src stream, first []byte, idle time.Duration, mov
 	if plainDst && plainSrc {
 		err = splice(d, s, idle, moved)
 	} else {
-		err = p.copier.Copy(dst, src, moved)
+		err = p.tls.Copy(dst, src, moved)
 	}
 	if err != nil {
 		return err

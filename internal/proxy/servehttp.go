@@ -31,7 +31,7 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 			return app, nil
 		},
 		PeerURI: in.id.URI(), Decorator: in.decorator(), HTTP10: in.p.worlds.world().Mesh.HTTP10,
-		IdleTimeout: in.p.idleTimeout(), Buffers: &in.p.httpBuffers, Draining: in.p.draining.Load,
+		IdleTimeout: in.p.idleTimeout(), Buffers: &in.p.httpBuffers, TLS: &in.p.tls, Draining: in.p.draining.Load,
 		Received: &in.c.received, Sent: &in.c.sent,
 		OnRequest: func(r RequestInfo) {
 			in.c.requests.Add(1)

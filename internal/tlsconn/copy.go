@@ -4,58 +4,276 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"math"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-const (
-	smallBuffer = 2 << 10  // held while a direction is quiet
-	largeBuffer = 64 << 10 // taken from the pool while it is busy
-)
+// ErrSink is in errors of Copy and CopyN that are the destination's.
+var ErrSink = errors.New("write")
 
-// Copier owns the large buffers that copies share. The zero Copier is ready.
-type Copier struct{ pool sync.Pool }
+// mergeBelow is how much content of a record is rather copied to where the last
+// one's ends than written as a piece of its own.
+const mergeBelow = 2 << 10
 
 // Copy moves bytes from src to dst until src ends (nil) or either fails. After
-// each write it calls moved with the number of bytes. A direction that is quiet
-// holds a small buffer; one that fills it gets a large one until it is quiet
-// again.
-func (c *Copier) Copy(dst io.Writer, src io.Reader, moved func(n int)) error {
-	small := make([]byte, smallBuffer)
-	var large *[largeBuffer]byte
-	defer func() {
-		if large != nil {
-			c.pool.Put(large)
+// each write it calls moved with the number of bytes. While it waits for src it
+// holds no buffer.
+func (p *Pool) Copy(dst io.Writer, src io.Reader, moved func(n int)) error {
+	_, err := p.copy(dst, src, math.MaxInt64, moved)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// CopyN is Copy for the next n bytes; if src ends before, it returns
+// io.ErrUnexpectedEOF. It also returns how many bytes it took from src, of which
+// those that dst didn't take are lost.
+func (p *Pool) CopyN(dst io.Writer, src io.Reader, n int64, moved func(n int)) (taken int64, err error) {
+	taken, err = p.copy(dst, src, n, moved)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return taken, err
+}
+
+// copy returns io.EOF when src ends before n bytes.
+func (p *Pool) copy(dst io.Writer, src io.Reader, n int64, moved func(n int)) (taken int64, err error) {
+	if s, ok := src.(*Conn); ok && s.records != nil {
+		return s.records.in.copyTo(dst, n, moved)
+	}
+	from := &source{pool: p, left: n, top: sixteen}
+	if s, ok := src.(*net.TCPConn); ok {
+		if from.raw, err = s.SyscallConn(); err != nil {
+			return 0, readError(err)
 		}
-	}()
-	for {
-		buf := small
-		if large != nil {
-			buf = large[:]
-		}
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return fmt.Errorf("write: %w", err)
+		from.try = from.attempt
+	} else {
+		from.src, from.top = src, one
+	}
+	if d, ok := dst.(*Conn); ok && d.records != nil {
+		return from.copyTo(d.records.out.send, moved)
+	}
+	return from.copyTo(func(b *buffer, n int) error { return writeSlots(dst, b, n) }, moved)
+}
+
+func readError(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.EOF
+	}
+	return fmt.Errorf("read: %w", err)
+}
+
+func sinkError(err error) error { return fmt.Errorf("%w: %w", ErrSink, err) }
+
+// copyTo is copy from this direction: it opens all records that are there, then
+// writes them with one call.
+func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer r.settle()
+	for taken < left {
+		pieces, size, err := r.gather(left - taken)
+		taken += int64(size)
+		if size > 0 {
+			if werr := writePieces(dst, pieces); werr != nil {
+				if left == math.MaxInt64 {
+					r.err = net.ErrClosed // nobody takes what else is there
+				}
+				return taken, sinkError(werr)
 			}
-			moved(n)
+			moved(size)
 		}
 		switch {
-		case errors.Is(err, io.EOF):
-			return nil
 		case err != nil:
-			return fmt.Errorf("read: %w", err)
-		case large == nil && n == smallBuffer:
-			large = c.large()
-		case large != nil && n < smallBuffer:
-			c.pool.Put(large)
-			large = nil
+			return taken, readError(err)
+		case size > 0 || taken == left:
+			continue
 		}
+		r.top, r.most = sixteen, 0
+		if left-taken < sixteenLen {
+			r.most = max(1, int(left-taken)+overhead-(r.e-r.r)) // what is left then fits in one record
+		}
+		if err := r.fill(); err != nil {
+			return taken, readError(err)
+		}
+	}
+	return taken, nil
+}
+
+// gather opens the whole records that are there, for up to most bytes. An error
+// is of the record after the pieces.
+func (r *reader) gather(most int64) (pieces net.Buffers, size int, err error) {
+	if r.buf == nil {
+		return nil, 0, r.err
+	}
+	pieces = r.buf.parts[:0]
+	for int64(size) < most {
+		if len(r.plain) > 0 {
+			if len(pieces) == cap(pieces) {
+				return pieces, size, nil
+			}
+			part := r.plain[:min(int64(len(r.plain)), most-int64(size))]
+			r.plain = r.plain[len(part):]
+			size += len(part)
+			if last := len(pieces) - 1; last >= 0 && len(part) < mergeBelow {
+				pieces[last] = append(pieces[last], part...) // in the buffer: over what has been opened
+				continue
+			}
+			pieces = append(pieces, part)
+			continue
+		}
+		_, there, err := r.open(nil)
+		if err != nil || !there {
+			return pieces, size, err
+		}
+	}
+	return pieces, size, nil
+}
+
+func writePieces(dst io.Writer, pieces net.Buffers) error {
+	if len(pieces) == 1 {
+		_, err := dst.Write(pieces[0])
+		return err //nolint:wrapcheck // callers wrap
+	}
+	_, err := pieces.WriteTo(dst)
+	return err //nolint:wrapcheck // callers wrap
+}
+
+// source reads plaintext into the slots of buffers.
+type source struct {
+	pool *Pool
+	raw  syscall.RawConn
+	src  io.Reader // when it is no socket
+	left int64
+
+	buf   *buffer
+	next  class
+	top   class // largest class to take
+	try   func(fd uintptr) bool
+	n     int
+	cause error
+}
+
+// copyTo reads and hands buffers to send, until the end (io.EOF), an error or
+// enough.
+func (s *source) copyTo(send func(b *buffer, n int) error, moved func(n int)) (taken int64, err error) {
+	for s.left > 0 {
+		if err := s.fill(); err != nil {
+			return taken, readError(err)
+		}
+		n := s.n
+		s.left -= int64(n)
+		taken += int64(n)
+		err := send(s.buf, n)
+		s.giveBack()
+		if err != nil {
+			return taken, sinkError(err)
+		}
+		moved(n)
+	}
+	return taken, nil
+}
+
+// fill reads once into a buffer and waits if nothing is there.
+func (s *source) fill() error {
+	s.n, s.cause = 0, nil
+	var err error
+	if s.src != nil {
+		s.buf = s.pool.get(s.next)
+		slot := s.buf.slot(0)
+		s.n, s.cause = s.src.Read(slot[:min(int64(len(slot)), s.left)])
+		s.adapt(len(slot))
+	} else {
+		err = s.raw.Read(s.try)
+	}
+	if s.n > 0 {
+		return nil // an error comes again
+	}
+	s.giveBack()
+	switch {
+	case err != nil:
+		return err //nolint:wrapcheck // callers wrap
+	case s.cause != nil:
+		return s.cause
+	default:
+		return io.EOF
 	}
 }
 
-func (c *Copier) large() *[largeBuffer]byte {
-	if b, ok := c.pool.Get().(*[largeBuffer]byte); ok {
-		return b
+func (s *source) giveBack() {
+	if s.buf != nil {
+		s.pool.put(s.buf)
+		s.buf = nil
 	}
-	return new([largeBuffer]byte)
+}
+
+// attempt is one try to read. While there is nothing, no memory is held.
+func (s *source) attempt(fd uintptr) bool {
+	s.buf = s.pool.get(s.next)
+	parts, room := s.buf.parts[:0], 0
+	for i := range s.buf.class.slots() {
+		slot := s.buf.slot(i)
+		if int64(room+len(slot)) > s.left {
+			slot = slot[:s.left-int64(room)]
+		}
+		if len(slot) == 0 {
+			break
+		}
+		parts = append(parts, slot)
+		room += len(slot)
+	}
+	var n int
+	var err error
+	if len(parts) == 1 {
+		n, err = readNow(int(fd), parts[0])
+	} else {
+		for {
+			if n, err = unix.Readv(int(fd), parts); !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+	}
+	if errors.Is(err, unix.EAGAIN) {
+		s.giveBack()
+		return false
+	}
+	s.n, s.cause = max(n, 0), err
+	s.adapt(room)
+	return true
+}
+
+// adapt chooses the class of the next read.
+func (s *source) adapt(room int) {
+	switch had := s.buf.class; {
+	case s.n == room:
+		s.next = min(had+1, s.top)
+	case had > small && s.n <= (had-1).plain():
+		s.next = had - 1
+	default:
+		s.next = had
+	}
+}
+
+// plain is how much content fits.
+func (c class) plain() int {
+	if c == small {
+		return smallLen - overhead
+	}
+	return c.slots() * maxPlain
+}
+
+// writeSlots writes n bytes that stand in the slots of b as they are.
+func writeSlots(dst io.Writer, b *buffer, n int) error {
+	pieces := net.Buffers(b.parts[:0])
+	for i := 0; n > 0; i++ {
+		slot := b.slot(i)
+		slot = slot[:min(n, len(slot))]
+		pieces = append(pieces, slot)
+		n -= len(slot)
+	}
+	return writePieces(dst, pieces)
 }

@@ -1,13 +1,28 @@
 // Package tlsconn is the TLS connection that a relay runs on.
 //
-// A [Conn] is made by a handshake over a TCP connection ([Client], [Server]) and
-// is from then on a stream whose two directions end one by one: [Conn.CloseWrite]
-// sends close_notify and then FIN, so that peers which look at either see the end
-// (contract B8); [Conn.Reset] ends both at once. [Copy] moves bytes between such a
-// stream and a plain one without holding a large buffer while nothing moves.
+// A [Conn] is made by a handshake over a TCP connection ([Pool.Client],
+// [Pool.Server]) and is from then on a stream whose two directions end one by one:
+// [Conn.CloseWrite] sends close_notify and then FIN, so that peers which look at
+// either see the end (contract B8); [Conn.Reset] ends both at once. [Pool.Copy]
+// moves bytes between such a stream and a plain one.
 //
-// The record layer is crypto/tls. Callers see streams only, so that a record path
-// of our own can take its place.
+// The handshake is crypto/tls. After one of TLS 1.3 its traffic secrets are taken
+// ([tls.Config.KeyLogWriter], in this process only) and records are sealed and
+// opened here, in place, in buffers that all connections share:
+//
+//	plaintext → peer: readv(2) into slots, seal each, one write(2)
+//	peer → plaintext: one read(2) of many records, open each, one writev(2)
+//
+// A slot is 5 bytes of header, 16 kB, 17 bytes of type and tag; full records stand
+// in a buffer one behind the other, as they go on the wire. Buffers are of four
+// classes: 4 kB, and 1, 4 and 16 slots. The class grows when a read fills it,
+// shrinks when it would have fitted in less, and while a read waits there is no
+// buffer at all. What is small goes out at once.
+//
+// Invariants: every byte delivered was authenticated, in order. Nothing is sent but
+// records. After an error a direction delivers, or sends, nothing more. A handshake
+// after which it is not clear what comes next is an error, and anything but TLS 1.3
+// with a known cipher stays with crypto/tls.
 package tlsconn
 
 import (
@@ -21,52 +36,63 @@ import (
 // one goroutine each at the same time. A read deadline that passes does no harm;
 // write deadlines must not be set, as a timed-out write breaks the connection.
 type Conn struct {
-	*tls.Conn
-	raw *net.TCPConn
+	raw     *net.TCPConn
+	state   tls.ConnectionState
+	records *records  // or
+	tls     *tls.Conn // for what the record path doesn't know
 }
 
-// Client shakes hands as a client until the deadline. On an error raw stays open
-// and is the caller's.
-func Client(raw *net.TCPConn, cfg *tls.Config, deadline time.Time) (*Conn, error) {
-	return handshake(raw, tls.Client(raw, tuned(cfg)), deadline)
+// records are both directions of a connection.
+type records struct {
+	in  reader
+	out writer
+}
+
+// Client shakes hands as a client until the deadline. cfg must be for this
+// handshake only: it is changed. On an error raw stays open and is the caller's.
+func (p *Pool) Client(raw *net.TCPConn, cfg *tls.Config, deadline time.Time) (*Conn, error) {
+	return p.handshake(raw, nil, cfg, true, deadline)
 }
 
 // Server shakes hands as a server until the deadline. peeked is what has already
-// been read from raw (contract B4). On an error raw stays open and is the
-// caller's; an alert that says why has then been sent.
-func Server(raw *net.TCPConn, peeked []byte, cfg *tls.Config, deadline time.Time) (*Conn, error) {
-	var under net.Conn = raw
-	if len(peeked) > 0 {
-		under = &replay{raw, peeked}
-	}
-	return handshake(raw, tls.Server(under, tuned(cfg)), deadline)
+// been read from raw (contract B4). cfg must be for this handshake only: it is
+// changed. On an error raw stays open and is the caller's; an alert that says why
+// has then been sent.
+func (p *Pool) Server(raw *net.TCPConn, peeked []byte, cfg *tls.Config, deadline time.Time) (*Conn, error) {
+	return p.handshake(raw, peeked, cfg, false, deadline)
 }
 
-// tuned sends full records from the start: what a relay reads is there to be
-// sent, and small records are what costs.
-func tuned(cfg *tls.Config) *tls.Config {
-	cfg.DynamicRecordSizingDisabled = true
-	return cfg
+// Read returns what is there, and waits if nothing is. An end without
+// close_notify is io.EOF too, as for crypto/tls, but not within a record. Alerts
+// of the peer are [tls.AlertError], what breaks the protocol is [BadRecordError].
+func (c *Conn) Read(b []byte) (int, error) {
+	if c.records == nil {
+		return c.tls.Read(b) //nolint:wrapcheck // callers look for io.EOF
+	}
+	return c.records.in.Read(b)
 }
 
-func handshake(raw *net.TCPConn, c *tls.Conn, deadline time.Time) (*Conn, error) {
-	if err := raw.SetDeadline(deadline); err != nil {
-		return nil, fmt.Errorf("set handshake deadline: %w", err)
+// Write sends b at once.
+func (c *Conn) Write(b []byte) (int, error) {
+	if c.records == nil {
+		return c.tls.Write(b) //nolint:wrapcheck // the same errors in both cases
 	}
-	//nolint:noctx // the deadline bounds it, and closing raw ends it at once
-	if err := c.Handshake(); err != nil {
-		return nil, fmt.Errorf("tls handshake: %w", err)
-	}
-	if err := raw.SetDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("clear handshake deadline: %w", err)
-	}
-	return &Conn{c, raw}, nil
+	return c.records.out.Write(b)
 }
+
+// ConnectionState is what was negotiated, and the peer's certificates.
+func (c *Conn) ConnectionState() tls.ConnectionState { return c.state }
 
 // CloseWrite ends our direction: close_notify, then FIN. The other direction
 // stays open.
 func (c *Conn) CloseWrite() error {
-	if err := c.Conn.CloseWrite(); err != nil {
+	var err error
+	if c.records == nil {
+		err = c.tls.CloseWrite()
+	} else {
+		err = c.records.out.end()
+	}
+	if err != nil {
 		return fmt.Errorf("send close_notify: %w", err)
 	}
 	if err := c.raw.CloseWrite(); err != nil {
@@ -85,20 +111,18 @@ func (c *Conn) Reset() {
 	_ = c.raw.Close()
 }
 
-// replay gives back what was read before, then goes on with the connection.
-type replay struct {
-	net.Conn
-	first []byte
-}
+// LocalAddr is our end.
+func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
 
-func (r *replay) Read(b []byte) (int, error) {
-	if len(r.first) == 0 {
-		return r.Conn.Read(b)
-	}
-	n := copy(b, r.first)
-	r.first = r.first[n:]
-	if len(r.first) == 0 {
-		r.first = nil
-	}
-	return n, nil
-}
+// RemoteAddr is the peer's end.
+func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// SetDeadline sets both deadlines; see Conn for that of writes.
+func (c *Conn) SetDeadline(t time.Time) error { return c.raw.SetDeadline(t) }
+
+// SetReadDeadline sets when Read gives up; what was read of a record by then is
+// kept.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.raw.SetReadDeadline(t) }
+
+// SetWriteDeadline sets when Write gives up, after which the connection is broken.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }

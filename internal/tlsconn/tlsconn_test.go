@@ -15,7 +15,7 @@ import (
 )
 
 // tcpPair is two ends of one TCP connection.
-func tcpPair(t *testing.T) (a, b *net.TCPConn) {
+func tcpPair(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -34,33 +34,73 @@ func tcpPair(t *testing.T) (a, b *net.TCPConn) {
 	return a, b
 }
 
-// established is both ends of a TLS connection; the server gets peek bytes of
-// the ClientHello as read before.
-func established(t *testing.T, peek int) (client, server *Conn) {
-	t.Helper()
+// suites are how tests name the ciphers. The client offers only one, which crypto/tls
+// does not let us choose in TLS 1.3: so the test says which one it takes.
+var suites = map[string]uint16{
+	"aes128": tls.TLS_AES_128_GCM_SHA256, "aes256": tls.TLS_AES_256_GCM_SHA384, "chacha20": tls.TLS_CHACHA20_POLY1305_SHA256,
+}
+
+// configs are for both ends of a handshake within one mesh.
+func configs(tb testing.TB, how string) (client, server *tls.Config) {
+	tb.Helper()
 	now := time.Now()
-	ca := meshtest.NewCA(t, now)
+	ca := meshtest.NewCA(tb, now)
 	web, shop := identity.MustNew("cluster.local", "shop", "web"), identity.MustNew("cluster.local", "shop", "client")
-	a, b := tcpPair(t)
-	deadline := now.Add(10 * time.Second)
+	client = identity.ClientConfig(ca.Snapshot(tb, shop, now), web, "x", []string{"istio"}, time.Now)
+	server = identity.ServerConfig(ca.Snapshot(tb, web, now), nil, time.Now)
+	if how == "tls12" {
+		client.MaxVersion = tls.VersionTLS12
+	}
+	return client, server
+}
+
+func established(tb testing.TB, peek int) (client, server *Conn) {
+	tb.Helper()
+	return establishedIn(tb, &Pool{}, "aes128", peek)
+}
+
+// establishedIn is both ends of a TLS connection; the server gets peek bytes of
+// the ClientHello as read before.
+func establishedIn(tb testing.TB, p *Pool, how string, peek int) (client, server *Conn) {
+	tb.Helper()
+	a, b := tcpPair(tb)
+	cc, sc := configs(tb, how)
+	deadline := time.Now().Add(10 * time.Second)
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		client, err = Client(a, identity.ClientConfig(ca.Snapshot(t, shop, now), web, "x", []string{"istio"}, time.Now), deadline)
+		client, err = p.Client(a, cc, deadline)
 		done <- err
 	}()
 	first := make([]byte, peek)
 	if _, err := io.ReadFull(b, first); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	server, err := Server(b, first, identity.ServerConfig(ca.Snapshot(t, web, now), nil, time.Now), deadline)
+	server, err := p.Server(b, first, sc, deadline)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := <-done; err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
+	}
+	if id, ok := suites[how]; ok {
+		rekey(tb, client, server, id)
 	}
 	return client, server
+}
+
+// rekey gives both ends keys of another suite, as crypto/tls chooses by itself.
+func rekey(tb testing.TB, client, server *Conn, id uint16) {
+	tb.Helper()
+	if client.state.CipherSuite == id {
+		return
+	}
+	s, _ := suiteOf(id)
+	for i, k := range []*keys{&client.records.out.keys, &server.records.in.keys, &client.records.in.keys, &server.records.out.keys} {
+		if err := k.use(s, bytes.Repeat([]byte{byte(i / 2)}, s.hashLen)); err != nil {
+			tb.Fatal(err)
+		}
+	}
 }
 
 // Contract B4: what was peeked is replayed to the handshake, however much it is.
@@ -125,7 +165,8 @@ func TestReadGoesOnAfterADeadline(t *testing.T) {
 func TestHandshakeDeadline(t *testing.T) {
 	a, _ := tcpPair(t) // nobody answers
 	now := time.Now()
-	if _, err := Client(a, &tls.Config{InsecureSkipVerify: true}, now.Add(20*time.Millisecond)); !errors.Is(err, os.ErrDeadlineExceeded) {
+	var p Pool
+	if _, err := p.Client(a, &tls.Config{InsecureSkipVerify: true}, now.Add(20*time.Millisecond)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -144,7 +185,7 @@ func TestCopy(t *testing.T) {
 		}
 		_ = client.CloseWrite()
 	}()
-	var c Copier
+	var c Pool
 	var got bytes.Buffer
 	moved := 0
 	if err := c.Copy(&got, server, func(n int) { moved += n }); err != nil {
@@ -162,3 +203,8 @@ func TestCopy(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func nowPlus(tb testing.TB) time.Time {
+	tb.Helper()
+	return time.Now().Add(10 * time.Second)
+}

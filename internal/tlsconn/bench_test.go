@@ -1,0 +1,162 @@
+package tlsconn
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// oldCopy is the relay that the record path is measured against: io.Copy's loop
+// over crypto/tls.
+func oldCopy(dst io.Writer, src io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+type half interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// chain is application → proxy → TLS → proxy → application, in one process.
+type chain struct {
+	client, server *net.TCPConn
+	done           sync.WaitGroup
+}
+
+func newChain(tb testing.TB, how string) *chain {
+	tb.Helper()
+	c := &chain{}
+	if how == "direct" {
+		c.client, c.server = tcpPair(tb)
+		return c
+	}
+	var a, b *net.TCPConn
+	c.client, a = tcpPair(tb)
+	b, c.server = tcpPair(tb)
+	var left, right half
+	var p Pool
+	cp := func(dst, src half) error { return p.Copy(dst, src, func(int) {}) }
+	if how == "crypto_tls" {
+		cp = func(dst, src half) error { return oldCopy(dst, src) }
+		left, right = establishedOld(tb)
+	} else {
+		left, right = establishedIn(tb, &p, how, 0)
+	}
+	relay := func(dst, src half) {
+		c.done.Go(func() {
+			if err := cp(dst, src); err == nil {
+				_ = dst.CloseWrite()
+			} else {
+				dst.Close()
+				src.Close()
+			}
+		})
+	}
+	relay(left, a)
+	relay(a, left)
+	relay(b, right)
+	relay(right, b)
+	tb.Cleanup(func() {
+		c.client.Close()
+		c.server.Close()
+		c.done.Wait()
+		left.Close()
+		right.Close()
+	})
+	return c
+}
+
+// establishedOld is two ends of crypto/tls.
+func establishedOld(tb testing.TB) (client, server *tls.Conn) {
+	tb.Helper()
+	a, b := tcpPair(tb)
+	cc, sc := configs(tb, "aes128")
+	client, server = tls.Client(a, cc), tls.Server(b, sc)
+	done := make(chan error, 1)
+	go func() { done <- client.Handshake() }()
+	if err := errors.Join(server.Handshake(), <-done); err != nil {
+		tb.Fatal(err)
+	}
+	return client, server
+}
+
+func cpu() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkBulk sends bytes one way. cpu-s/GB is of everything in the process:
+// what the two proxies take is the difference to direct.
+func BenchmarkBulk(b *testing.B) {
+	for _, how := range []string{"direct", "crypto_tls", "aes128", "aes256", "chacha20"} {
+		b.Run(how, func(b *testing.B) {
+			c := newChain(b, how)
+			chunk := make([]byte, 256<<10)
+			var sink sync.WaitGroup
+			sink.Go(func() {
+				buf := make([]byte, 256<<10)
+				for {
+					if _, err := c.server.Read(buf); err != nil {
+						return
+					}
+				}
+			})
+			b.SetBytes(int64(len(chunk)))
+			b.ReportAllocs()
+			began := cpu()
+			for b.Loop() {
+				if _, err := c.client.Write(chunk); err != nil {
+					b.Fatal(err)
+				}
+			}
+			c.client.CloseWrite()
+			sink.Wait()
+			b.ReportMetric((cpu()-began).Seconds()/(float64(b.N)*float64(len(chunk))/1e9), "cpu-s/GB")
+		})
+	}
+}
+
+// BenchmarkPing exchanges small messages.
+func BenchmarkPing(b *testing.B) {
+	for _, how := range []string{"direct", "crypto_tls", "aes128"} {
+		b.Run(how, func(b *testing.B) {
+			c := newChain(b, how)
+			var echo sync.WaitGroup
+			echo.Go(func() { _, _ = io.Copy(c.server, struct{ io.Reader }{c.server}) })
+			msg := make([]byte, 200)
+			b.ReportAllocs()
+			began := cpu()
+			for b.Loop() {
+				if _, err := c.client.Write(msg); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(c.client, msg); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64((cpu()-began).Nanoseconds())/float64(b.N), "cpu-ns/op")
+			c.client.CloseWrite()
+			echo.Wait()
+		})
+	}
+}

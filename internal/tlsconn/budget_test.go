@@ -1,0 +1,107 @@
+//go:build !race
+
+package tlsconn
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+)
+
+// idleBudget is what an idle relay may hold: the connection's keys and state, two
+// goroutines, and the peer's certificate. Sockets are the kernel's.
+const idleBudget = 14 << 10
+
+// inUse is what the heap and stacks hold.
+func inUse() uint64 {
+	var m runtime.MemStats
+	for range 3 { // pools are emptied, and stacks shrink by half, each time
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
+// An idle relay, with the goroutines that a proxy has for it, holds no buffer and
+// little else, however much it has carried before.
+func TestIdleMemory(t *testing.T) {
+	const n = 200
+	var p Pool
+	cc, sc := configs(t, "")
+	deadline := time.Now().Add(30 * time.Second)
+	type end struct{ tls, plain, app *net.TCPConn }
+	ends := make([]end, 2*n)
+	for i := range ends {
+		if i%2 == 0 {
+			ends[i].tls, ends[i+1].tls = tcpPair(t)
+		}
+		ends[i].plain, ends[i].app = tcpPair(t)
+	}
+	before := inUse()
+	var done, up sync.WaitGroup
+	for i, e := range ends {
+		up.Add(1)
+		done.Go(func() {
+			var c *Conn
+			var err error
+			if i%2 == 0 {
+				c, err = p.Client(e.tls, cc.Clone(), deadline)
+			} else {
+				c, err = p.Server(e.tls, nil, sc.Clone(), deadline)
+			}
+			up.Done()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var there sync.WaitGroup
+			there.Go(func() { _ = p.Copy(c, e.plain, func(int) {}) })
+			_ = p.Copy(e.plain, c, func(int) {})
+			there.Wait()
+		})
+	}
+	up.Wait()
+	big := make([]byte, 1<<20)
+	for i := 0; i < len(ends); i += 2 {
+		go func() { _, _ = ends[i].app.Write(big) }()
+		if _, err := io.CopyN(io.Discard, ends[i+1].app, int64(len(big))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	each := (inUse() - before) / uint64(len(ends))
+	t.Logf("%d bytes per idle relay", each)
+	if each > idleBudget {
+		t.Errorf("the budget is %d", idleBudget)
+	}
+	if lent := p.lent.Load(); lent != 0 {
+		t.Errorf("%d bytes of large buffers are held", lent)
+	}
+	for _, e := range ends {
+		e.tls.Close()
+		e.plain.Close()
+	}
+	done.Wait()
+}
+
+// Nothing is allocated for a message, in either direction.
+func TestMessagesAllocateNothing(t *testing.T) {
+	c := newChain(t, "aes128")
+	msg := make([]byte, 200)
+	round := func() {
+		if _, err := c.client.Write(msg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c.server, msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		round()
+	}
+	if n := testing.AllocsPerRun(200, round); n > 1 { // a pool that a collection has emptied
+		t.Errorf("%v allocations", n)
+	}
+}

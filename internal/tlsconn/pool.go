@@ -1,0 +1,140 @@
+package tlsconn
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Sizes of a record on the wire (RFC 8446 5.1, 5.2).
+const (
+	headerLen  = 5
+	tagLen     = 16             // of all three ciphers
+	trailerLen = 1 + tagLen     // inner type and tag
+	maxPlain   = 1 << 14        // application data in one record
+	maxCipher  = maxPlain + 256 // what follows the header
+	maxRecord  = headerLen + maxCipher
+	slotLen    = headerLen + maxPlain + trailerLen // a full record without padding
+	overhead   = headerLen + trailerLen
+)
+
+// class is how large a buffer is. Each class but the first holds a record of any
+// size, and so many full records of ours.
+type class int8
+
+const (
+	small class = iota
+	one
+	four
+	sixteen
+	classes
+)
+
+// Sizes of buffers. They are what the allocator hands out anyway; those that go to
+// more than one record leave room for the first part of a next one.
+const (
+	smallLen   = 4 << 10
+	oneLen     = 18 << 10
+	fourLen    = 72 << 10
+	sixteenLen = 264 << 10
+)
+
+// defaultLimit is what buffers of the two large classes may take together.
+const defaultLimit = 32 << 20
+
+func (c class) size() int {
+	switch c {
+	case small:
+		return smallLen
+	case one:
+		return oneLen
+	case four:
+		return fourLen
+	default:
+		return sixteenLen
+	}
+}
+
+// slots is how many full records of ours fit.
+func (c class) slots() int {
+	switch c {
+	case small, one:
+		return 1
+	case four:
+		return 4
+	default:
+		return 16
+	}
+}
+
+// classFor is the smallest class of at least n bytes; more than the largest has
+// is the largest.
+func classFor(n int) class {
+	switch {
+	case n <= smallLen:
+		return small
+	case n <= oneLen:
+		return one
+	case n <= fourLen:
+		return four
+	default:
+		return sixteen
+	}
+}
+
+// buffer is a piece of memory for records.
+type buffer struct {
+	mem   []byte
+	class class
+	lent  bool       // it counts against the limit
+	parts [18][]byte // scratch: pieces for readv and writev
+}
+
+// Pool makes connections, and owns the buffers that they share. The zero Pool is
+// ready; it must not be copied.
+type Pool struct {
+	// Limit bounds the bytes that large buffers take together, so that many slow
+	// readers can't hold much; beyond it connections use small ones. 0 means 32 MB.
+	Limit int64
+
+	free [classes]sync.Pool
+	lent atomic.Int64 // bytes in large buffers that are in use
+}
+
+// get takes a buffer of a class, or of a smaller one, but at least of class one,
+// when the limit is reached. It must be given back with put: those of the two
+// large classes count until then.
+func (p *Pool) get(c class) *buffer {
+	for c > one && !p.lend(int64(c.size())) {
+		c--
+	}
+	return p.take(c)
+}
+
+func (p *Pool) take(c class) *buffer {
+	b, ok := p.free[c].Get().(*buffer)
+	if !ok {
+		b = &buffer{mem: make([]byte, c.size()), class: c}
+	}
+	b.lent = c > one
+	return b
+}
+
+func (p *Pool) lend(n int64) bool {
+	limit := p.Limit
+	if limit == 0 {
+		limit = defaultLimit
+	}
+	if p.lent.Add(n) <= limit {
+		return true
+	}
+	p.lent.Add(-n)
+	return false
+}
+
+func (p *Pool) put(b *buffer) {
+	if b.lent {
+		p.lent.Add(-int64(b.class.size()))
+		b.lent = false
+	}
+	p.free[b.class].Put(b)
+}
