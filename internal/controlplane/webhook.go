@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -91,15 +92,7 @@ func (h *webhooks) injectPod(ctx context.Context, req admission.Request) (res ad
 	if err := json.Unmarshal(req.Object.Raw, pod); err != nil {
 		return res, false, fmt.Errorf("decode the pod: %w", err)
 	}
-	ns, err := h.namespace(ctx, req.Namespace)
-	if err != nil {
-		return res, false, err
-	}
-	s, err := h.authority.Settings()
-	if err != nil {
-		return res, false, fmt.Errorf("the control plane is starting: %w", err)
-	}
-	out, warnings, err := inject.Pod(inject.Request{Pod: pod, Namespace: ns, NamespaceName: req.Namespace, Settings: s, Params: h.params})
+	out, warnings, err := h.withProxy(ctx, pod, req.Namespace)
 	if err != nil {
 		return res, false, err
 	}
@@ -120,6 +113,35 @@ func (h *webhooks) injectPod(ctx context.Context, req admission.Request) (res ad
 		h.ensureRoot(ctx, req.Namespace)
 	}
 	return admission.PatchResponseFromRaw(before, after).WithWarnings(warnings...), true, nil
+}
+
+// withProxy returns the pod with the proxy in it, nil if it gets none. The API
+// server may know a label of the namespace that isn't in our cache yet: a pod that
+// would be refused, or stay without a proxy although we were asked, is judged again
+// by the namespace as it is.
+func (h *webhooks) withProxy(ctx context.Context, pod *corev1.Pod, namespace string) (*corev1.Pod, []string, error) {
+	ns, err := h.namespace(ctx, namespace)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := h.authority.Settings()
+	if err != nil {
+		return nil, nil, fmt.Errorf("the control plane is starting: %w", err)
+	}
+	request := inject.Request{Pod: pod, Namespace: ns, NamespaceName: namespace, Settings: s, Params: h.params}
+	out, warnings, judged := inject.Pod(request)
+	if out != nil {
+		return out, warnings, nil
+	}
+	now := &corev1.Namespace{}
+	if err := h.live.Get(ctx, types.NamespacedName{Name: namespace}, now); err != nil {
+		return nil, nil, errors.Join(judged, fmt.Errorf("read namespace %s: %w", namespace, err))
+	}
+	if maps.Equal(now.Labels, ns.Labels) {
+		return nil, warnings, judged
+	}
+	request.Namespace = now
+	return inject.Pod(request)
 }
 
 // ensureRoot gives the namespace its root now. The leader does it as well, so a

@@ -128,6 +128,35 @@ func TestNamespaceNewerThanCache(t *testing.T) {
 	}
 }
 
+// TestNamespaceOlderInCache: the API server asks because of a label that the
+// cache hasn't yet. A pod must not start without a proxy for that, nor be refused
+// for what the namespace no longer says.
+func TestNamespaceOlderInCache(t *testing.T) {
+	enabled := map[string]string{"istio-injection": "enabled"}
+	guarded := map[string]string{"istio-injection": "enabled", "pod-security.kubernetes.io/enforce": "baseline"}
+	for name, tc := range map[string]struct {
+		cached, now map[string]string
+		want        bool
+	}{
+		"labelled a moment ago":         {nil, enabled, true},
+		"not labelled at all":           {nil, nil, false},
+		"its Pod Security was lifted":   {guarded, enabled, true},
+		"its Pod Security is in force":  {guarded, guarded, false},
+		"the label was taken off again": {enabled, nil, true}, // the API server saw it
+	} {
+		h := newWebhooks(t, readyAuthority(t), fakeClient(namespace("shop", tc.cached)))
+		h.live = fakeClient(namespace("shop", tc.now))
+		if res := ask(t, h.handler(), "/inject", review("Pod", "", "CREATE", "shop", "x", plainPod, false)); (len(res.Patch) > 0) != tc.want {
+			t.Errorf("%s: injected %t: %+v", name, len(res.Patch) > 0, res)
+		}
+	}
+	h := newWebhooks(t, readyAuthority(t), fakeClient(namespace("shop", nil)))
+	h.live = fakeClient() // it can't be read
+	if res := ask(t, h.handler(), "/inject", review("Pod", "", "CREATE", "shop", "x", plainPod, false)); res.Allowed {
+		t.Error("a pod starts without a proxy since its namespace could not be read")
+	}
+}
+
 func TestWebhookGarbage(t *testing.T) {
 	h := newWebhooks(t, readyAuthority(t), fakeClient()).handler()
 	whole := review("Pod", "", "CREATE", "shop", "x", plainPod, false)
