@@ -50,6 +50,8 @@ func Decide(pod *corev1.Pod, ns *corev1.Namespace, nsName, revision string) Deci
 	switch {
 	case pod.Spec.HostNetwork:
 		return refuseLoudly("the pod uses the network of its node (hostNetwork), which a proxy must not capture")
+	case pod.Annotations[corev1.MirrorPodAnnotationKey] != "":
+		return refuseLoudly("the pod is static: a kubelet runs it from a file, and shows it here only")
 	case pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows:
 		return refuseLoudly("the pod runs on Windows")
 	case alreadyInjected(pod):

@@ -87,6 +87,7 @@ func TestDecideInsideTheWebhook(t *testing.T) {
 	}
 	hostNetwork := func(p *corev1.Pod) { p.Spec.HostNetwork = true }
 	windows := func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} }
+	mirror := func(p *corev1.Pod) { p.Annotations["kubernetes.io/config.mirror"] = "0123" }
 	status := func(p *corev1.Pod) { p.Annotations["sidecar.istio.io/status"] = "{}" }
 	proxy := func(p *corev1.Pod) { p.Spec.InitContainers = []corev1.Container{{Name: "istio-proxy"}} }
 	for _, test := range []struct {
@@ -106,6 +107,7 @@ func TestDecideInsideTheWebhook(t *testing.T) {
 		{"hostNetwork that is meant, by annotation", pod("-", "false", hostNetwork), enabledNS, "shop", false, 0},
 		{"hostNetwork outside the mesh", pod("-", "-", hostNetwork), plainNS, "shop", false, 0},
 		{"hostNetwork wins over the label (contract 5.6)", pod("i=true", "-", hostNetwork), enabledNS, "shop", false, 1},
+		{"a static pod", pod("-", "-", mirror), enabledNS, "shop", false, 1},
 		{"Windows", pod("i=true", "-", windows), enabledNS, "shop", false, 1},
 		{"kube-system (contract 5.5)", pod("i=true", "-"), enabledNS, "kube-system", false, 0},
 		{"kube-public (contract 5.5)", pod("i=true", "-"), enabledNS, "kube-public", false, 0},

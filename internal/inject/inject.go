@@ -110,6 +110,7 @@ func Pod(req Request) (*corev1.Pod, []string, error) {
 		return nil, nil, err
 	}
 	in.warnBypass()
+	in.warnTraps()
 	return in.pod, slices.Concat(decision.Warnings, in.warnings), nil
 }
 

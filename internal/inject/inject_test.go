@@ -202,6 +202,62 @@ func TestBypassIsNamed(t *testing.T) {
 	}
 }
 
+// TestTrapsAreNamed: what goes wrong later gives a warning now (contract 5.43,
+// 5.48).
+func TestTrapsAreNamed(t *testing.T) {
+	hook := &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80)}}}
+	for name, test := range map[string]struct {
+		native, hold bool
+		change       func(*corev1.PodSpec)
+		want         string // in the one warning, or "" for none
+	}{
+		"a Job, classic":              {false, false, func(p *corev1.PodSpec) { p.RestartPolicy = corev1.RestartPolicyNever }, "/quitquitquit"},
+		"a Job, native":               {true, false, func(p *corev1.PodSpec) { p.RestartPolicy = corev1.RestartPolicyOnFailure }, ""},
+		"a server, classic":           {false, false, func(p *corev1.PodSpec) { p.RestartPolicy = corev1.RestartPolicyAlways }, ""},
+		"the node's DNS":              {true, false, func(p *corev1.PodSpec) { p.DNSPolicy = corev1.DNSDefault }, "dnsPolicy: Default: the proxy looks up the control plane (istiod.d8-istio.svc:15012)"},
+		"DNS of its own":              {true, false, func(p *corev1.PodSpec) { p.DNSPolicy = corev1.DNSNone }, "dnsPolicy: None"},
+		"the cluster's DNS":           {true, false, func(p *corev1.PodSpec) { p.DNSPolicy = corev1.DNSClusterFirst }, ""},
+		"postStart, classic":          {false, false, func(p *corev1.PodSpec) { p.Containers[0].Lifecycle = hook }, "holdApplicationUntilProxyStarts"},
+		"postStart, classic, waiting": {false, true, func(p *corev1.PodSpec) { p.Containers[0].Lifecycle = hook }, ""},
+		"postStart, native":           {true, false, func(p *corev1.PodSpec) { p.Containers[0].Lifecycle = hook }, ""},
+	} {
+		req := simple(nil)
+		req.Params.NativeSidecars, req.Settings.Sidecar.HoldApplication = test.native, test.hold
+		test.change(&req.Pod.Spec)
+		_, warnings, err := Pod(req)
+		if err != nil || (test.want == "") != (len(warnings) == 0) || (test.want != "" && !strings.Contains(warnings[0], test.want)) {
+			t.Errorf("%s: %q, %v", name, warnings, err)
+		}
+	}
+}
+
+// TestEarlyProbes: sidecars of the user's own start before a classic proxy does,
+// so what decides about their start must not go through it (contract 5.37, 5.43).
+func TestEarlyProbes(t *testing.T) {
+	get := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/up", Port: intstr.FromInt32(8080)}}
+	for _, native := range []bool{true, false} {
+		req := simple(nil)
+		req.Params.NativeSidecars = native
+		req.Pod.Spec.InitContainers = []corev1.Container{{
+			Name: "agent", RestartPolicy: new(corev1.ContainerRestartPolicyAlways),
+			StartupProbe: &corev1.Probe{ProbeHandler: get}, LivenessProbe: &corev1.Probe{ProbeHandler: get},
+			Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{HTTPGet: get.HTTPGet}, PreStop: &corev1.LifecycleHandler{HTTPGet: get.HTTPGet}},
+		}}
+		agent := container(t, mustInject(t, req), "agent")
+		for name, got := range map[string]struct {
+			get     *corev1.HTTPGetAction
+			rewrite bool
+		}{
+			"startup": {agent.StartupProbe.HTTPGet, native}, "liveness": {agent.LivenessProbe.HTTPGet, true},
+			"postStart": {agent.Lifecycle.PostStart.HTTPGet, native}, "preStop": {agent.Lifecycle.PreStop.HTTPGet, true},
+		} {
+			if rewritten := got.get.Port.IntVal == statsPort; rewritten != got.rewrite {
+				t.Errorf("native %t, %s: rewritten %t", native, name, rewritten)
+			}
+		}
+	}
+}
+
 // TestPodSecurity: a namespace whose Pod Security forbids NET_ADMIN gets an
 // error that says why and what to do.
 func TestPodSecurity(t *testing.T) {

@@ -26,10 +26,11 @@ func (in *injection) probers() {
 		return
 	}
 	found := map[string]prober{}
-	for _, list := range [][]corev1.Container{in.pod.Spec.InitContainers, in.pod.Spec.Containers} {
-		for i := range list {
-			in.rewriteContainer(&list[i], found)
-		}
+	for i := range in.pod.Spec.InitContainers {
+		in.rewriteContainer(&in.pod.Spec.InitContainers[i], !in.native, found)
+	}
+	for i := range in.pod.Spec.Containers {
+		in.rewriteContainer(&in.pod.Spec.Containers[i], false, found)
 	}
 	if len(found) == 0 {
 		return
@@ -42,7 +43,9 @@ func (in *injection) probers() {
 	in.appProbe = literal(string(b))
 }
 
-func (in *injection) rewriteContainer(c *corev1.Container, found map[string]prober) {
+// rewriteContainer leaves what happens while a container starts as it is if that
+// is early: before there is a proxy, and before anything is captured.
+func (in *injection) rewriteContainer(c *corev1.Container, early bool, found map[string]prober) {
 	for _, p := range []struct {
 		name, path string
 		probe      *corev1.Probe
@@ -51,7 +54,7 @@ func (in *injection) rewriteContainer(c *corev1.Container, found map[string]prob
 		{"livenessProbe", "livez", c.LivenessProbe},
 		{"startupProbe", "startupz", c.StartupProbe},
 	} {
-		if p.probe == nil {
+		if p.probe == nil || (early && p.probe == c.StartupProbe) {
 			continue
 		}
 		path := "/app-health/" + c.Name + "/" + p.path
@@ -69,7 +72,7 @@ func (in *injection) rewriteContainer(c *corev1.Container, found map[string]prob
 		name, path string
 		handler    *corev1.LifecycleHandler
 	}{{"lifecycle.preStop", "prestopz", c.Lifecycle.PreStop}, {"lifecycle.postStart", "poststartz", c.Lifecycle.PostStart}} {
-		if l.handler == nil {
+		if l.handler == nil || (early && l.handler == c.Lifecycle.PostStart) {
 			continue
 		}
 		path := "/app-lifecycle/" + c.Name + "/" + l.path
