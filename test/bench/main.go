@@ -82,9 +82,9 @@ func parse(args []string) (options, error) {
 	peers := fs.String("peers", "", "data: only these, of "+strings.Join(datapath.PeerNames(), " "))
 	scenarios := fs.String("scenarios", "", "data: only these scenarios or groups, of "+strings.Join(datapath.ScenarioNames(), " "))
 	places := fs.String("placements", "pinned,unpinned", "data: where things run")
-	fs.IntVar(&d.Rounds, "rounds", 5, "data: rounds of what Podseal is judged by")
+	fs.IntVar(&d.Rounds, "rounds", 3, "data: rounds of what Podseal is judged by")
 	fs.IntVar(&d.WideRounds, "wide-rounds", 1, "data: rounds of the other scenarios")
-	fs.DurationVar(&d.Length, "length", time.Second, "data: length of one measurement")
+	fs.DurationVar(&d.Length, "length", 700*time.Millisecond, "data: length of one measurement")
 	fs.DurationVar(&d.Warmup, "warmup", 200*time.Millisecond, "data: time before it")
 	fs.IntVar(&d.Cores[0], "core-ends", 0, "data: the core of client and application, where they are pinned")
 	fs.IntVar(&d.Cores[1], "core-proxies", 1, "data: the core of both proxies, where they are pinned")
@@ -117,7 +117,7 @@ func parse(args []string) (options, error) {
 	c.Setup.Version, c.Setup.Bin, c.Setup.Log = *version, o.bin, os.Stderr
 	d.Bin, d.Peers, d.Scenarios, d.Placements = o.bin, split(*peers), split(*scenarios), split(*places)
 	d.Log, d.Load, d.Machine = os.Stderr, cluster.LoadAverage, datapath.Machine(cluster.ThisMachine(*version))
-	d.Given = map[string]string{"envoy": os.Getenv("ENVOY"), "ztunnel": os.Getenv("ZTUNNEL"), "linkerd2-proxy": os.Getenv("LINKERD2_PROXY"), "ghostunnel": os.Getenv("GHOSTUNNEL")}
+	d.Given = map[string]string{"envoy": os.Getenv("ENVOY"), "ztunnel": os.Getenv("ZTUNNEL"), "linkerd2-proxy": os.Getenv("LINKERD2_PROXY"), "ghostunnel": os.Getenv("GHOSTUNNEL"), "podseal-before": os.Getenv("PODSEAL_BEFORE")}
 	if *quick {
 		quicken(d, fs)
 	}

@@ -83,6 +83,11 @@ func (r *Report) peer(name string) *PeerReport {
 
 func (r *Report) missing(p peer, err error) { r.peer(p.name).Missing = err.Error() }
 
+// forget leaves a peer out that was not asked for.
+func (r *Report) forget(p peer) {
+	r.Peers = slices.DeleteFunc(r.Peers, func(o PeerReport) bool { return o.Name == p.name })
+}
+
 func (r *Report) wire(_ placement, p peer, seen string) { r.peer(p.name).Wire = seen }
 
 // fault notes what went wrong, once.

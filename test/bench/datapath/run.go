@@ -152,7 +152,11 @@ func (b *bench) find() ([]contender, error) {
 		var program string
 		if p.find != nil {
 			var err error
-			if program, err = p.find(b.Options); err != nil {
+			if program, err = p.find(b.Options); err != nil && p.silent {
+				b.report.forget(p)
+				continue
+			}
+			if err != nil {
 				b.say("without %s: %v", p.name, err)
 				b.report.missing(p, err)
 				continue
@@ -227,7 +231,7 @@ func (b *bench) place(ctx context.Context, place placement, found []contender, w
 	b.say("%s: %d chains are up: %s", place.name, len(chains), strings.Join(names(taking), " "))
 	for round := range max(b.Rounds, b.WideRounds) {
 		for _, s := range work {
-			if s.core && round >= b.Rounds || !s.core && round >= b.WideRounds {
+			if round >= b.rounds(place, s) {
 				continue
 			}
 			if err := b.measure(ctx, place, round, s, taking, chains); err != nil {
@@ -236,6 +240,26 @@ func (b *bench) place(ctx context.Context, place placement, found []contender, w
 		}
 	}
 	return b.countCalls(ctx, place, work, taking, chains)
+}
+
+// idleRounds is how often memory is measured at most: it hardly differs.
+const idleRounds = 2
+
+// rounds is how often a scenario is measured. Memory doesn't depend on where
+// things run, and the scenarios that nothing is judged by are not repeated there.
+func (b *bench) rounds(place placement, s scenario) int {
+	asked := slices.Contains(b.Scenarios, s.name) || slices.Contains(b.Scenarios, s.group)
+	if place.name != "pinned" && (s.idle > 0 || !s.core && !asked) {
+		return 0
+	}
+	n := b.WideRounds
+	if s.core {
+		n = b.Rounds
+	}
+	if s.idle > 0 {
+		n = min(n, idleRounds)
+	}
+	return n
 }
 
 // owner is the peer whose chain a contender uses.
