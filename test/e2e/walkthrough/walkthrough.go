@@ -76,6 +76,9 @@ func (w *walk) document(ctx context.Context) error {
 	if err := w.do(ctx, enableModule); err != nil {
 		return err
 	}
+	if err := w.enabled(ctx); err != nil {
+		return err
+	}
 	w.title("Create a namespace and add labels")
 	if err := w.do(ctx, createNamespace, labelInjection, labelPodPolicy); err != nil {
 		return err
@@ -188,6 +191,25 @@ func (w *walk) do(ctx context.Context, lines ...string) error {
 		}
 	}
 	return nil
+}
+
+// enabled waits until the injector is registered: pods made from then on wait for
+// their proxy, those made before have none.
+func (w *walk) enabled(ctx context.Context) error {
+	start := time.Now()
+	for time.Since(start) < time.Minute {
+		_, code, err := w.Cluster.Shell(ctx, "kubectl get mutatingwebhookconfigurations.admissionregistration.k8s.io istio-sidecar-injector")
+		if err != nil {
+			return err
+		}
+		if code == 0 {
+			fmt.Fprintf(w.Out, "(the injector is registered after %.1f s)\n", time.Since(start).Seconds())
+			return nil
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	state, _, _ := w.Cluster.Shell(ctx, "kubectl get moduleconfigs.deckhouse.io istio -o jsonpath='{.status.message}'; echo; kubectl -n podseal-system logs deployment/podseal-manager --tail=30")
+	return fmt.Errorf("the injector is not registered a minute after the module was enabled; the module says: %s", state)
 }
 
 // ready waits until a deployment's pods run, with their proxy.

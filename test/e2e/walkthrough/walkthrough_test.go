@@ -38,10 +38,19 @@ func (f fake) Capture(context.Context, string, string) (*Capture, error) {
 }
 
 func TestRunTellsOfABrokenStep(t *testing.T) {
-	for _, broken := range []string{"kind: ModuleConfig", "create namespace", "expose deployment", "rollout status", "create deployment client", "patch peerauthentication"} {
+	for broken, want := range map[string]string{
+		"kind: ModuleConfig":        "it is broken",
+		"istio-sidecar-injector":    "not registered a minute after",
+		"create namespace":          "it is broken",
+		"expose deployment":         "it is broken",
+		"rollout status":            "it is broken",
+		"create deployment client":  "it is broken",
+		"patch peerauthentication":  "it is broken",
+		"delete peerauthentication": "it is broken",
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			_, err := Run(t.Context(), Config{Cluster: fake{broken: broken}, Out: io.Discard})
-			if err == nil || !strings.Contains(err.Error(), "it is broken") {
+			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%q fails: got %v", broken, err)
 			}
 		})
