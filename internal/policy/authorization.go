@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,10 +43,41 @@ func ParseEffect(s string) (Effect, error) {
 // AuthorizationPolicy is one such object, already valid.
 type AuthorizationPolicy struct {
 	Namespace, Name string
-	Selector        map[string]string // empty: the whole namespace, or the mesh (contract 6.1)
-	Effect          Effect
-	DryRun          bool // contract 6.42
-	Rules           []Rule
+	// Selector is empty for the whole namespace, or the mesh (contract 6.1). Proxies
+	// are told the Scope instead.
+	Selector map[string]string
+	Scope    Scope
+	Effect   Effect
+	DryRun   bool // contract 6.42
+	Rules    []Rule
+}
+
+// Scope is which workloads a policy holds for.
+type Scope int
+
+// The scopes.
+const (
+	Workloads Scope = iota // those that are told its key
+	Namespace              // all of its namespace
+	Mesh                   // all
+)
+
+// InForce gives the policies that hold for a workload of this namespace that was
+// told these keys, in the order of their keys, and the keys that are not among
+// them.
+func InForce(known map[string]*AuthorizationPolicy, namespace string, keys []string) (hold []*AuthorizationPolicy, missing []string) {
+	for _, key := range slices.Sorted(maps.Keys(known)) {
+		p := known[key]
+		if p.Scope == Mesh || (p.Scope == Namespace && p.Namespace == namespace) || (p.Scope == Workloads && slices.Contains(keys, key)) {
+			hold = append(hold, p)
+		}
+	}
+	for _, key := range keys {
+		if known[key] == nil {
+			missing = append(missing, key)
+		}
+	}
+	return hold, missing
 }
 
 // Key is "<namespace>/<name>".

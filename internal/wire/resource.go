@@ -21,6 +21,8 @@ const (
 	TypeWorkload = "type.googleapis.com/podseal.mesh.v1.Workload" // name: "<namespace>/<pod>"
 	TypeService  = "type.googleapis.com/podseal.mesh.v1.Service"  // name: "<namespace>/<name>"
 	TypeMesh     = "type.googleapis.com/podseal.mesh.v1.Mesh"     // name: "mesh"
+
+	TypeAuthorizationPolicy = "type.googleapis.com/podseal.mesh.v1.AuthorizationPolicy" // name: "<namespace>/<name>"
 )
 
 // maxSeconds is the longest time that a time.Duration holds.
@@ -42,6 +44,8 @@ func AppendWorkload(b []byte, w *workload.Workload) ([]byte, error) {
 		WorkloadName:      w.WorkloadName,
 		App:               w.App,
 		Version:           w.Version,
+
+		AuthorizationPolicies: w.Policies,
 	}
 	if len(w.Modes.Ports) > 0 {
 		m.PortModes = make(map[uint32]meshv1.Mode, len(w.Modes.Ports))
@@ -95,6 +99,11 @@ func workloadFromProto(m *meshv1.Workload) (*workload.Workload, error) {
 		WorkloadName:      m.GetWorkloadName(),
 		App:               m.GetApp(),
 		Version:           m.GetVersion(),
+		Policies:          m.GetAuthorizationPolicies(),
+	}
+	for _, key := range w.Policies {
+		namespace, name, _ := strings.Cut(key, "/")
+		f.resourceName(namespace, name)
 	}
 	if s := m.GetIdentity(); s != "" {
 		id, err := identity.Parse(s)

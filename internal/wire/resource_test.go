@@ -40,6 +40,7 @@ func fullWorkload() *workload.Workload {
 			{Target: 80, Protocol: policy.HTTP, ServiceHost: "web.shop.svc.cluster.local", ServicePort: 8080},
 			{Target: 3306, Protocol: policy.TCP},
 		},
+		Policies:      []string{"shop/allow-web"},
 		CanonicalName: "web", CanonicalRevision: "v1", WorkloadName: "web", App: "web", Version: "v1",
 	}
 }

@@ -24,6 +24,10 @@ type Workload struct {
 	Modes     policy.Modes // effective, per workload port
 	Ports     []Port       // what the services that select it say of its ports
 
+	// Policies are the keys of the AuthorizationPolicies that select it; those of
+	// its whole namespace or the mesh are not among them.
+	Policies []string
+
 	CanonicalName     string
 	CanonicalRevision string
 	WorkloadName      string // the controller's name, e.g. the Deployment's
@@ -88,7 +92,10 @@ type Mesh struct {
 
 // World is everything that a proxy knows. Build it with NewWorld.
 type World struct {
-	Mesh      Mesh
+	Mesh Mesh
+	// Access says who may reach the proxy's own workload; nil restricts nothing.
+	Access *policy.Access
+
 	workloads map[string]*Workload
 	byAddr    map[netip.Addr]*Workload
 	services  map[string]*Service

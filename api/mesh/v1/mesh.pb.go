@@ -172,6 +172,202 @@ func (OutboundPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{2}
 }
 
+// Which workloads it holds for.
+type AuthorizationPolicy_Scope int32
+
+const (
+	AuthorizationPolicy_SCOPE_WORKLOADS AuthorizationPolicy_Scope = 0 // those that name it
+	AuthorizationPolicy_SCOPE_NAMESPACE AuthorizationPolicy_Scope = 1 // all of its namespace
+	AuthorizationPolicy_SCOPE_MESH      AuthorizationPolicy_Scope = 2 // all
+)
+
+// Enum value maps for AuthorizationPolicy_Scope.
+var (
+	AuthorizationPolicy_Scope_name = map[int32]string{
+		0: "SCOPE_WORKLOADS",
+		1: "SCOPE_NAMESPACE",
+		2: "SCOPE_MESH",
+	}
+	AuthorizationPolicy_Scope_value = map[string]int32{
+		"SCOPE_WORKLOADS": 0,
+		"SCOPE_NAMESPACE": 1,
+		"SCOPE_MESH":      2,
+	}
+)
+
+func (x AuthorizationPolicy_Scope) Enum() *AuthorizationPolicy_Scope {
+	p := new(AuthorizationPolicy_Scope)
+	*p = x
+	return p
+}
+
+func (x AuthorizationPolicy_Scope) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthorizationPolicy_Scope) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[3].Descriptor()
+}
+
+func (AuthorizationPolicy_Scope) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[3]
+}
+
+func (x AuthorizationPolicy_Scope) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Scope.Descriptor instead.
+func (AuthorizationPolicy_Scope) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 0}
+}
+
+type AuthorizationPolicy_Effect int32
+
+const (
+	AuthorizationPolicy_EFFECT_ALLOW  AuthorizationPolicy_Effect = 0
+	AuthorizationPolicy_EFFECT_DENY   AuthorizationPolicy_Effect = 1
+	AuthorizationPolicy_EFFECT_AUDIT  AuthorizationPolicy_Effect = 2
+	AuthorizationPolicy_EFFECT_CUSTOM AuthorizationPolicy_Effect = 3
+)
+
+// Enum value maps for AuthorizationPolicy_Effect.
+var (
+	AuthorizationPolicy_Effect_name = map[int32]string{
+		0: "EFFECT_ALLOW",
+		1: "EFFECT_DENY",
+		2: "EFFECT_AUDIT",
+		3: "EFFECT_CUSTOM",
+	}
+	AuthorizationPolicy_Effect_value = map[string]int32{
+		"EFFECT_ALLOW":  0,
+		"EFFECT_DENY":   1,
+		"EFFECT_AUDIT":  2,
+		"EFFECT_CUSTOM": 3,
+	}
+)
+
+func (x AuthorizationPolicy_Effect) Enum() *AuthorizationPolicy_Effect {
+	p := new(AuthorizationPolicy_Effect)
+	*p = x
+	return p
+}
+
+func (x AuthorizationPolicy_Effect) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthorizationPolicy_Effect) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[4].Descriptor()
+}
+
+func (AuthorizationPolicy_Effect) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[4]
+}
+
+func (x AuthorizationPolicy_Effect) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Effect.Descriptor instead.
+func (AuthorizationPolicy_Effect) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 1}
+}
+
+type AuthorizationPolicy_Attribute int32
+
+const (
+	AuthorizationPolicy_ATTRIBUTE_UNSPECIFIED            AuthorizationPolicy_Attribute = 0
+	AuthorizationPolicy_ATTRIBUTE_SOURCE_PRINCIPAL       AuthorizationPolicy_Attribute = 1
+	AuthorizationPolicy_ATTRIBUTE_SOURCE_NAMESPACE       AuthorizationPolicy_Attribute = 2
+	AuthorizationPolicy_ATTRIBUTE_SOURCE_SERVICE_ACCOUNT AuthorizationPolicy_Attribute = 3
+	AuthorizationPolicy_ATTRIBUTE_SOURCE_TRUST_DOMAIN    AuthorizationPolicy_Attribute = 4
+	AuthorizationPolicy_ATTRIBUTE_SOURCE_IP              AuthorizationPolicy_Attribute = 5
+	AuthorizationPolicy_ATTRIBUTE_REMOTE_IP              AuthorizationPolicy_Attribute = 6
+	AuthorizationPolicy_ATTRIBUTE_DESTINATION_IP         AuthorizationPolicy_Attribute = 7
+	AuthorizationPolicy_ATTRIBUTE_DESTINATION_PORT       AuthorizationPolicy_Attribute = 8
+	AuthorizationPolicy_ATTRIBUTE_CONNECTION_SNI         AuthorizationPolicy_Attribute = 9
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_HOST           AuthorizationPolicy_Attribute = 10
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_METHOD         AuthorizationPolicy_Attribute = 11
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_PATH           AuthorizationPolicy_Attribute = 12
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_HEADER         AuthorizationPolicy_Attribute = 13
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_PRINCIPAL      AuthorizationPolicy_Attribute = 14
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_AUDIENCES      AuthorizationPolicy_Attribute = 15
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_PRESENTER      AuthorizationPolicy_Attribute = 16
+	AuthorizationPolicy_ATTRIBUTE_REQUEST_CLAIM          AuthorizationPolicy_Attribute = 17
+)
+
+// Enum value maps for AuthorizationPolicy_Attribute.
+var (
+	AuthorizationPolicy_Attribute_name = map[int32]string{
+		0:  "ATTRIBUTE_UNSPECIFIED",
+		1:  "ATTRIBUTE_SOURCE_PRINCIPAL",
+		2:  "ATTRIBUTE_SOURCE_NAMESPACE",
+		3:  "ATTRIBUTE_SOURCE_SERVICE_ACCOUNT",
+		4:  "ATTRIBUTE_SOURCE_TRUST_DOMAIN",
+		5:  "ATTRIBUTE_SOURCE_IP",
+		6:  "ATTRIBUTE_REMOTE_IP",
+		7:  "ATTRIBUTE_DESTINATION_IP",
+		8:  "ATTRIBUTE_DESTINATION_PORT",
+		9:  "ATTRIBUTE_CONNECTION_SNI",
+		10: "ATTRIBUTE_REQUEST_HOST",
+		11: "ATTRIBUTE_REQUEST_METHOD",
+		12: "ATTRIBUTE_REQUEST_PATH",
+		13: "ATTRIBUTE_REQUEST_HEADER",
+		14: "ATTRIBUTE_REQUEST_PRINCIPAL",
+		15: "ATTRIBUTE_REQUEST_AUDIENCES",
+		16: "ATTRIBUTE_REQUEST_PRESENTER",
+		17: "ATTRIBUTE_REQUEST_CLAIM",
+	}
+	AuthorizationPolicy_Attribute_value = map[string]int32{
+		"ATTRIBUTE_UNSPECIFIED":            0,
+		"ATTRIBUTE_SOURCE_PRINCIPAL":       1,
+		"ATTRIBUTE_SOURCE_NAMESPACE":       2,
+		"ATTRIBUTE_SOURCE_SERVICE_ACCOUNT": 3,
+		"ATTRIBUTE_SOURCE_TRUST_DOMAIN":    4,
+		"ATTRIBUTE_SOURCE_IP":              5,
+		"ATTRIBUTE_REMOTE_IP":              6,
+		"ATTRIBUTE_DESTINATION_IP":         7,
+		"ATTRIBUTE_DESTINATION_PORT":       8,
+		"ATTRIBUTE_CONNECTION_SNI":         9,
+		"ATTRIBUTE_REQUEST_HOST":           10,
+		"ATTRIBUTE_REQUEST_METHOD":         11,
+		"ATTRIBUTE_REQUEST_PATH":           12,
+		"ATTRIBUTE_REQUEST_HEADER":         13,
+		"ATTRIBUTE_REQUEST_PRINCIPAL":      14,
+		"ATTRIBUTE_REQUEST_AUDIENCES":      15,
+		"ATTRIBUTE_REQUEST_PRESENTER":      16,
+		"ATTRIBUTE_REQUEST_CLAIM":          17,
+	}
+)
+
+func (x AuthorizationPolicy_Attribute) Enum() *AuthorizationPolicy_Attribute {
+	p := new(AuthorizationPolicy_Attribute)
+	*p = x
+	return p
+}
+
+func (x AuthorizationPolicy_Attribute) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthorizationPolicy_Attribute) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[5].Descriptor()
+}
+
+func (AuthorizationPolicy_Attribute) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[5]
+}
+
+func (x AuthorizationPolicy_Attribute) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Attribute.Descriptor instead.
+func (AuthorizationPolicy_Attribute) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 2}
+}
+
 // Workload is a pod as a peer. Resource name: "<namespace>/<pod>".
 type Workload struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -191,8 +387,11 @@ type Workload struct {
 	WorkloadName      string           `protobuf:"bytes,12,opt,name=workload_name,json=workloadName,proto3" json:"workload_name,omitempty"`
 	App               string           `protobuf:"bytes,13,opt,name=app,proto3" json:"app,omitempty"`
 	Version           string           `protobuf:"bytes,14,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// "<namespace>/<name>" of the AuthorizationPolicies of scope WORKLOADS that
+	// select it.
+	AuthorizationPolicies []string `protobuf:"bytes,16,rep,name=authorization_policies,json=authorizationPolicies,proto3" json:"authorization_policies,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
@@ -321,6 +520,13 @@ func (x *Workload) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Workload) GetAuthorizationPolicies() []string {
+	if x != nil {
+		return x.AuthorizationPolicies
+	}
+	return nil
 }
 
 // Service is a Kubernetes Service. Resource name: "<namespace>/<name>".
@@ -495,6 +701,92 @@ func (x *Mesh) GetBundle() []byte {
 	return nil
 }
 
+// AuthorizationPolicy says who may reach workloads. Resource name:
+// "<namespace>/<name>".
+type AuthorizationPolicy struct {
+	state         protoimpl.MessageState      `protogen:"open.v1"`
+	Name          string                      `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace     string                      `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Scope         AuthorizationPolicy_Scope   `protobuf:"varint,3,opt,name=scope,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Scope" json:"scope,omitempty"`
+	Effect        AuthorizationPolicy_Effect  `protobuf:"varint,4,opt,name=effect,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Effect" json:"effect,omitempty"`
+	DryRun        bool                        `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Rules         []*AuthorizationPolicy_Rule `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationPolicy) Reset() {
+	*x = AuthorizationPolicy{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationPolicy) ProtoMessage() {}
+
+func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
+func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AuthorizationPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AuthorizationPolicy) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *AuthorizationPolicy) GetScope() AuthorizationPolicy_Scope {
+	if x != nil {
+		return x.Scope
+	}
+	return AuthorizationPolicy_SCOPE_WORKLOADS
+}
+
+func (x *AuthorizationPolicy) GetEffect() AuthorizationPolicy_Effect {
+	if x != nil {
+		return x.Effect
+	}
+	return AuthorizationPolicy_EFFECT_ALLOW
+}
+
+func (x *AuthorizationPolicy) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *AuthorizationPolicy) GetRules() []*AuthorizationPolicy_Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 type Workload_Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        uint32                 `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -507,7 +799,7 @@ type Workload_Port struct {
 
 func (x *Workload_Port) Reset() {
 	*x = Workload_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +811,7 @@ func (x *Workload_Port) String() string {
 func (*Workload_Port) ProtoMessage() {}
 
 func (x *Workload_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +866,7 @@ type Service_Port struct {
 
 func (x *Service_Port) Reset() {
 	*x = Service_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +878,7 @@ func (x *Service_Port) String() string {
 func (*Service_Port) ProtoMessage() {}
 
 func (x *Service_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +928,7 @@ type Service_Endpoint struct {
 
 func (x *Service_Endpoint) Reset() {
 	*x = Service_Endpoint{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +940,7 @@ func (x *Service_Endpoint) String() string {
 func (*Service_Endpoint) ProtoMessage() {}
 
 func (x *Service_Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,11 +984,194 @@ func (x *Service_Endpoint) GetWorkload() string {
 	return ""
 }
 
+// Rule matches if any of from, any of to and all of when match; none is any.
+type AuthorizationPolicy_Rule struct {
+	state protoimpl.MessageState         `protogen:"open.v1"`
+	From  []*AuthorizationPolicy_Matches `protobuf:"bytes,1,rep,name=from,proto3" json:"from,omitempty"`
+	To    []*AuthorizationPolicy_Matches `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty"`
+	When  []*AuthorizationPolicy_Match   `protobuf:"bytes,3,rep,name=when,proto3" json:"when,omitempty"`
+	// It can't be understood and matches nothing.
+	Never         bool `protobuf:"varint,4,opt,name=never,proto3" json:"never,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationPolicy_Rule) Reset() {
+	*x = AuthorizationPolicy_Rule{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationPolicy_Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationPolicy_Rule) ProtoMessage() {}
+
+func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Rule.ProtoReflect.Descriptor instead.
+func (*AuthorizationPolicy_Rule) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *AuthorizationPolicy_Rule) GetFrom() []*AuthorizationPolicy_Matches {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AuthorizationPolicy_Rule) GetTo() []*AuthorizationPolicy_Matches {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *AuthorizationPolicy_Rule) GetWhen() []*AuthorizationPolicy_Match {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *AuthorizationPolicy_Rule) GetNever() bool {
+	if x != nil {
+		return x.Never
+	}
+	return false
+}
+
+type AuthorizationPolicy_Matches struct {
+	state         protoimpl.MessageState       `protogen:"open.v1"`
+	All           []*AuthorizationPolicy_Match `protobuf:"bytes,1,rep,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationPolicy_Matches) Reset() {
+	*x = AuthorizationPolicy_Matches{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationPolicy_Matches) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationPolicy_Matches) ProtoMessage() {}
+
+func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Matches.ProtoReflect.Descriptor instead.
+func (*AuthorizationPolicy_Matches) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 1}
+}
+
+func (x *AuthorizationPolicy_Matches) GetAll() []*AuthorizationPolicy_Match {
+	if x != nil {
+		return x.All
+	}
+	return nil
+}
+
+type AuthorizationPolicy_Match struct {
+	state protoimpl.MessageState        `protogen:"open.v1"`
+	On    AuthorizationPolicy_Attribute `protobuf:"varint,1,opt,name=on,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Attribute" json:"on,omitempty"`
+	// The header's name, or the path of the claim.
+	Key           []string `protobuf:"bytes,2,rep,name=key,proto3" json:"key,omitempty"`
+	Values        []string `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	NotValues     []string `protobuf:"bytes,4,rep,name=not_values,json=notValues,proto3" json:"not_values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationPolicy_Match) Reset() {
+	*x = AuthorizationPolicy_Match{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationPolicy_Match) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationPolicy_Match) ProtoMessage() {}
+
+func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Match.ProtoReflect.Descriptor instead.
+func (*AuthorizationPolicy_Match) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 2}
+}
+
+func (x *AuthorizationPolicy_Match) GetOn() AuthorizationPolicy_Attribute {
+	if x != nil {
+		return x.On
+	}
+	return AuthorizationPolicy_ATTRIBUTE_UNSPECIFIED
+}
+
+func (x *AuthorizationPolicy_Match) GetKey() []string {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *AuthorizationPolicy_Match) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *AuthorizationPolicy_Match) GetNotValues() []string {
+	if x != nil {
+		return x.NotValues
+	}
+	return nil
+}
+
 var File_api_mesh_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/mesh/v1/mesh.proto\x12\x0fpodseal.mesh.v1\"\xe2\x05\n" +
+	"\x16api/mesh/v1/mesh.proto\x12\x0fpodseal.mesh.v1\"\x99\x06\n" +
 	"\bWorkload\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -713,7 +1188,8 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x12canonical_revision\x18\v \x01(\tR\x11canonicalRevision\x12#\n" +
 	"\rworkload_name\x18\f \x01(\tR\fworkloadName\x12\x10\n" +
 	"\x03app\x18\r \x01(\tR\x03app\x12\x18\n" +
-	"\aversion\x18\x0e \x01(\tR\aversion\x1aS\n" +
+	"\aversion\x18\x0e \x01(\tR\aversion\x125\n" +
+	"\x16authorization_policies\x18\x10 \x03(\tR\x15authorizationPolicies\x1aS\n" +
 	"\x0ePortModesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x15.podseal.mesh.v1.ModeR\x05value:\x028\x01\x1a\x9b\x01\n" +
@@ -747,7 +1223,57 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\boutbound\x18\x03 \x01(\x0e2\x1f.podseal.mesh.v1.OutboundPolicyR\boutbound\x12\x16\n" +
 	"\x06http10\x18\x04 \x01(\bR\x06http10\x120\n" +
 	"\x14idle_timeout_seconds\x18\x05 \x01(\x03R\x12idleTimeoutSeconds\x12\x16\n" +
-	"\x06bundle\x18\x06 \x01(\fR\x06bundle*N\n" +
+	"\x06bundle\x18\x06 \x01(\fR\x06bundle\"\xac\v\n" +
+	"\x13AuthorizationPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12@\n" +
+	"\x05scope\x18\x03 \x01(\x0e2*.podseal.mesh.v1.AuthorizationPolicy.ScopeR\x05scope\x12C\n" +
+	"\x06effect\x18\x04 \x01(\x0e2+.podseal.mesh.v1.AuthorizationPolicy.EffectR\x06effect\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12?\n" +
+	"\x05rules\x18\x06 \x03(\v2).podseal.mesh.v1.AuthorizationPolicy.RuleR\x05rules\x1a\xdc\x01\n" +
+	"\x04Rule\x12@\n" +
+	"\x04from\x18\x01 \x03(\v2,.podseal.mesh.v1.AuthorizationPolicy.MatchesR\x04from\x12<\n" +
+	"\x02to\x18\x02 \x03(\v2,.podseal.mesh.v1.AuthorizationPolicy.MatchesR\x02to\x12>\n" +
+	"\x04when\x18\x03 \x03(\v2*.podseal.mesh.v1.AuthorizationPolicy.MatchR\x04when\x12\x14\n" +
+	"\x05never\x18\x04 \x01(\bR\x05never\x1aG\n" +
+	"\aMatches\x12<\n" +
+	"\x03all\x18\x01 \x03(\v2*.podseal.mesh.v1.AuthorizationPolicy.MatchR\x03all\x1a\x90\x01\n" +
+	"\x05Match\x12>\n" +
+	"\x02on\x18\x01 \x01(\x0e2..podseal.mesh.v1.AuthorizationPolicy.AttributeR\x02on\x12\x10\n" +
+	"\x03key\x18\x02 \x03(\tR\x03key\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\x12\x1d\n" +
+	"\n" +
+	"not_values\x18\x04 \x03(\tR\tnotValues\"A\n" +
+	"\x05Scope\x12\x13\n" +
+	"\x0fSCOPE_WORKLOADS\x10\x00\x12\x13\n" +
+	"\x0fSCOPE_NAMESPACE\x10\x01\x12\x0e\n" +
+	"\n" +
+	"SCOPE_MESH\x10\x02\"P\n" +
+	"\x06Effect\x12\x10\n" +
+	"\fEFFECT_ALLOW\x10\x00\x12\x0f\n" +
+	"\vEFFECT_DENY\x10\x01\x12\x10\n" +
+	"\fEFFECT_AUDIT\x10\x02\x12\x11\n" +
+	"\rEFFECT_CUSTOM\x10\x03\"\xb1\x04\n" +
+	"\tAttribute\x12\x19\n" +
+	"\x15ATTRIBUTE_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aATTRIBUTE_SOURCE_PRINCIPAL\x10\x01\x12\x1e\n" +
+	"\x1aATTRIBUTE_SOURCE_NAMESPACE\x10\x02\x12$\n" +
+	" ATTRIBUTE_SOURCE_SERVICE_ACCOUNT\x10\x03\x12!\n" +
+	"\x1dATTRIBUTE_SOURCE_TRUST_DOMAIN\x10\x04\x12\x17\n" +
+	"\x13ATTRIBUTE_SOURCE_IP\x10\x05\x12\x17\n" +
+	"\x13ATTRIBUTE_REMOTE_IP\x10\x06\x12\x1c\n" +
+	"\x18ATTRIBUTE_DESTINATION_IP\x10\a\x12\x1e\n" +
+	"\x1aATTRIBUTE_DESTINATION_PORT\x10\b\x12\x1c\n" +
+	"\x18ATTRIBUTE_CONNECTION_SNI\x10\t\x12\x1a\n" +
+	"\x16ATTRIBUTE_REQUEST_HOST\x10\n" +
+	"\x12\x1c\n" +
+	"\x18ATTRIBUTE_REQUEST_METHOD\x10\v\x12\x1a\n" +
+	"\x16ATTRIBUTE_REQUEST_PATH\x10\f\x12\x1c\n" +
+	"\x18ATTRIBUTE_REQUEST_HEADER\x10\r\x12\x1f\n" +
+	"\x1bATTRIBUTE_REQUEST_PRINCIPAL\x10\x0e\x12\x1f\n" +
+	"\x1bATTRIBUTE_REQUEST_AUDIENCES\x10\x0f\x12\x1f\n" +
+	"\x1bATTRIBUTE_REQUEST_PRESENTER\x10\x10\x12\x1b\n" +
+	"\x17ATTRIBUTE_REQUEST_CLAIM\x10\x11*N\n" +
 	"\x04Mode\x12\x0e\n" +
 	"\n" +
 	"MODE_UNSET\x10\x00\x12\x10\n" +
@@ -774,37 +1300,52 @@ func file_api_mesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_mesh_v1_mesh_proto_rawDescData
 }
 
-var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_api_mesh_v1_mesh_proto_goTypes = []any{
-	(Mode)(0),                // 0: podseal.mesh.v1.Mode
-	(Protocol)(0),            // 1: podseal.mesh.v1.Protocol
-	(OutboundPolicy)(0),      // 2: podseal.mesh.v1.OutboundPolicy
-	(*Workload)(nil),         // 3: podseal.mesh.v1.Workload
-	(*Service)(nil),          // 4: podseal.mesh.v1.Service
-	(*Mesh)(nil),             // 5: podseal.mesh.v1.Mesh
-	nil,                      // 6: podseal.mesh.v1.Workload.PortModesEntry
-	(*Workload_Port)(nil),    // 7: podseal.mesh.v1.Workload.Port
-	(*Service_Port)(nil),     // 8: podseal.mesh.v1.Service.Port
-	(*Service_Endpoint)(nil), // 9: podseal.mesh.v1.Service.Endpoint
-	nil,                      // 10: podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	(Mode)(0),                           // 0: podseal.mesh.v1.Mode
+	(Protocol)(0),                       // 1: podseal.mesh.v1.Protocol
+	(OutboundPolicy)(0),                 // 2: podseal.mesh.v1.OutboundPolicy
+	(AuthorizationPolicy_Scope)(0),      // 3: podseal.mesh.v1.AuthorizationPolicy.Scope
+	(AuthorizationPolicy_Effect)(0),     // 4: podseal.mesh.v1.AuthorizationPolicy.Effect
+	(AuthorizationPolicy_Attribute)(0),  // 5: podseal.mesh.v1.AuthorizationPolicy.Attribute
+	(*Workload)(nil),                    // 6: podseal.mesh.v1.Workload
+	(*Service)(nil),                     // 7: podseal.mesh.v1.Service
+	(*Mesh)(nil),                        // 8: podseal.mesh.v1.Mesh
+	(*AuthorizationPolicy)(nil),         // 9: podseal.mesh.v1.AuthorizationPolicy
+	nil,                                 // 10: podseal.mesh.v1.Workload.PortModesEntry
+	(*Workload_Port)(nil),               // 11: podseal.mesh.v1.Workload.Port
+	(*Service_Port)(nil),                // 12: podseal.mesh.v1.Service.Port
+	(*Service_Endpoint)(nil),            // 13: podseal.mesh.v1.Service.Endpoint
+	nil,                                 // 14: podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	(*AuthorizationPolicy_Rule)(nil),    // 15: podseal.mesh.v1.AuthorizationPolicy.Rule
+	(*AuthorizationPolicy_Matches)(nil), // 16: podseal.mesh.v1.AuthorizationPolicy.Matches
+	(*AuthorizationPolicy_Match)(nil),   // 17: podseal.mesh.v1.AuthorizationPolicy.Match
 }
 var file_api_mesh_v1_mesh_proto_depIdxs = []int32{
 	0,  // 0: podseal.mesh.v1.Workload.mode:type_name -> podseal.mesh.v1.Mode
-	6,  // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
-	7,  // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
-	8,  // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
-	9,  // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
+	10, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
+	11, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
+	12, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
+	13, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
 	2,  // 5: podseal.mesh.v1.Mesh.outbound:type_name -> podseal.mesh.v1.OutboundPolicy
-	0,  // 6: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
-	1,  // 7: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	1,  // 8: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	10, // 9: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 6: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
+	4,  // 7: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
+	15, // 8: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
+	0,  // 9: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
+	1,  // 10: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	1,  // 11: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	14, // 12: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	16, // 13: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	16, // 14: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	17, // 15: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	17, // 16: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	5,  // 17: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_api_mesh_v1_mesh_proto_init() }
@@ -817,8 +1358,8 @@ func file_api_mesh_v1_mesh_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_mesh_v1_mesh_proto_rawDesc), len(file_api_mesh_v1_mesh_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   8,
+			NumEnums:      6,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
