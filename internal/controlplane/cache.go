@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,14 +37,16 @@ const (
 	validatorConfig = "istio-validator-d8-istio"
 )
 
-var (
-	peerAuthenticationGV  = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
-	peerAuthenticationGVK = peerAuthenticationGV.WithKind(discovery.KindPeerAuthentication)
-)
+var policyGV = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
 
-func newPeerAuthentication() *unstructured.Unstructured {
+// policyKinds are the kinds of policyGV that are enforced.
+func policyKinds() []string {
+	return []string{discovery.KindPeerAuthentication, discovery.KindAuthorizationPolicy}
+}
+
+func newPolicy(kind string) *unstructured.Unstructured {
 	u := &unstructured.Unstructured{}
-	u.SetGroupVersionKind(peerAuthenticationGVK)
+	u.SetGroupVersionKind(policyGV.WithKind(kind))
 	return u
 }
 
@@ -156,8 +159,7 @@ func trimNamespace(obj any) (any, error) {
 // apiRetry is how often an API server that isn't ready is asked again.
 const apiRetry = 2 * time.Second
 
-// waitForAPI waits until the API server answers and serves PeerAuthentications,
-// and says whether injected pods get native sidecars.
+// waitForAPI waits until the API server answers and serves the policies, and says whether injected pods get native sidecars.
 func waitForAPI(ctx context.Context, cfg Config) (native bool, err error) {
 	d, err := clientdiscovery.NewDiscoveryClientForConfig(cfg.REST)
 	if err != nil {
@@ -185,16 +187,16 @@ func askAPI(d clientdiscovery.DiscoveryInterface) (native bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("ask for the version: %w", err)
 	}
-	list, err := d.ServerResourcesForGroupVersion(peerAuthenticationGV.String())
+	list, err := d.ServerResourcesForGroupVersion(policyGV.String())
 	if err != nil {
-		return false, fmt.Errorf("look for the CRD of PeerAuthentication: %w", err)
+		return false, fmt.Errorf("look for the CRDs of policies: %w", err)
 	}
-	for i := range list.APIResources {
-		if list.APIResources[i].Kind == discovery.KindPeerAuthentication {
-			return nativeSidecars(v.Major, v.Minor), nil
+	for _, kind := range policyKinds() {
+		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Kind == kind }) {
+			return false, fmt.Errorf("%s has no %s: its CRD is not installed", policyGV, kind)
 		}
 	}
-	return false, fmt.Errorf("%s has no PeerAuthentication: its CRD is not installed", peerAuthenticationGV)
+	return nativeSidecars(v.Major, v.Minor), nil
 }
 
 // nativeSidecars reports whether a server of this version has sidecar containers

@@ -23,8 +23,8 @@
 //	nodes                                               get list watch
 //	namespaces                                          patch   Pod Security label, where there is no Deckhouse
 //	discovery.k8s.io/endpointslices                     get list watch
-//	security.istio.io/peerauthentications               get list watch
-//	security.istio.io/peerauthentications/status        patch
+//	security.istio.io/{peerauthentications,authorizationpolicies}          get list watch
+//	security.istio.io/{peerauthentications,authorizationpolicies}/status   patch
 //	authentication.k8s.io/tokenreviews                  create
 //	authorization.k8s.io/subjectaccessreviews           create
 //	mutatingwebhookconfigurations                       get list watch patch   istio-sidecar-injector only

@@ -345,7 +345,7 @@ type errText string
 func (e errText) Error() string { return string(e) }
 
 func TestCondition(t *testing.T) {
-	obj := newPeerAuthentication()
+	obj := newPolicy(discovery.KindPeerAuthentication)
 	obj.SetGeneration(3)
 	obj.Object["status"] = map[string]any{"conditions": []any{map[string]any{"type": "Other", "status": "True"}}}
 	set := func(v discovery.Verdict, now time.Time) bool {
@@ -399,11 +399,11 @@ func TestCondition(t *testing.T) {
 
 // TestStatusIsWritten proves contract 1.6.
 func TestStatusIsWritten(t *testing.T) {
-	obj := newPeerAuthentication()
+	obj := newPolicy(discovery.KindPeerAuthentication)
 	obj.SetNamespace("shop")
 	obj.SetName("p")
 	obj.Object["spec"] = map[string]any{}
-	c := fake.NewClientBuilder().WithScheme(newScheme()).WithObjects(obj).WithStatusSubresource(newPeerAuthentication()).Build()
+	c := fake.NewClientBuilder().WithScheme(newScheme()).WithObjects(obj).WithStatusSubresource(newPolicy(discovery.KindPeerAuthentication)).Build()
 	s := &statusWriter{client: c, now: at(epoch), log: quietLog}
 	key := discovery.Key{Kind: discovery.KindPeerAuthentication, Namespace: "shop", Name: "p"}
 	for _, k := range []discovery.Key{key, {Kind: key.Kind, Namespace: "shop", Name: "gone"}} {
@@ -411,7 +411,7 @@ func TestStatusIsWritten(t *testing.T) {
 			t.Errorf("%s: %v", k, err)
 		}
 	}
-	got := newPeerAuthentication()
+	got := newPolicy(discovery.KindPeerAuthentication)
 	if err := c.Get(t.Context(), types.NamespacedName{Namespace: "shop", Name: "p"}, got); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -81,7 +82,8 @@ func (p *publisher) watch(ctx context.Context, from cache.Informers) error {
 		{&corev1.Pod{}, podMatters},
 		{&corev1.Service{}, alwaysMatters},
 		{&discoveryv1.EndpointSlice{}, alwaysMatters},
-		{newPeerAuthentication(), policyMatters},
+		{newPolicy(discovery.KindPeerAuthentication), policyMatters},
+		{newPolicy(discovery.KindAuthorizationPolicy), policyMatters},
 	} {
 		informer, err := from.GetInformer(ctx, w.obj)
 		if err != nil {
@@ -125,7 +127,7 @@ func policyMatters(before, after any) bool {
 	if !okA || !okB {
 		return true
 	}
-	return a.GetUID() != b.GetUID() || !maps.Equal(a.GetLabels(), b.GetLabels()) || !reflect.DeepEqual(a.Object["spec"], b.Object["spec"])
+	return a.GetUID() != b.GetUID() || !maps.Equal(a.GetLabels(), b.GetLabels()) || !maps.Equal(a.GetAnnotations(), b.GetAnnotations()) || !reflect.DeepEqual(a.Object["spec"], b.Object["spec"])
 }
 
 // Run publishes until the context ends. It begins when everything has been
@@ -201,10 +203,11 @@ func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	resources, verdicts := discovery.Build(c)
-	p.remember(c.PeerAuthentications, verdicts)
+	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies), verdicts)
 	changed := false
-	// What holds for all goes first: a proxy then never meets a peer whose root it lacks.
-	for _, typeURL := range []string{wire.TypeMesh, wire.TypeWorkload, wire.TypeService} {
+	// What holds for all goes first: a proxy then never meets a peer whose root it
+	// lacks, or its own pod following a policy that it doesn't know.
+	for _, typeURL := range []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeWorkload, wire.TypeService} {
 		changed = p.cfg.Store.Replace(typeURL, resources[typeURL]) || changed
 	}
 	took := p.cfg.Now().Sub(start)
@@ -232,16 +235,19 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 	var (
 		pods     corev1.PodList
 		services corev1.ServiceList
-		slices   discoveryv1.EndpointSliceList
-		policies unstructured.UnstructuredList
+		backends discoveryv1.EndpointSliceList
+		peers    unstructured.UnstructuredList
+		access   unstructured.UnstructuredList
 	)
-	policies.SetGroupVersionKind(peerAuthenticationGV.WithKind(discovery.KindPeerAuthentication + "List"))
-	for _, list := range []client.ObjectList{&pods, &services, &slices, &policies} {
+	peers.SetGroupVersionKind(policyGV.WithKind(discovery.KindPeerAuthentication + "List"))
+	access.SetGroupVersionKind(policyGV.WithKind(discovery.KindAuthorizationPolicy + "List"))
+	for _, list := range []client.ObjectList{&pods, &services, &backends, &peers, &access} {
 		if err := p.cfg.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return discovery.Cluster{}, fmt.Errorf("list %T: %w", list, err)
 		}
 	}
-	c.Pods, c.Services, c.EndpointSlices, c.PeerAuthentications = pointers(pods.Items), pointers(services.Items), pointers(slices.Items), pointers(policies.Items)
+	c.Pods, c.Services, c.EndpointSlices = pointers(pods.Items), pointers(services.Items), pointers(backends.Items)
+	c.PeerAuthentications, c.AuthorizationPolicies = pointers(peers.Items), pointers(access.Items)
 	return c, nil
 }
 
@@ -258,7 +264,7 @@ func pointers[T any](items []T) []*T {
 func (p *publisher) remember(policies []*unstructured.Unstructured, verdicts discovery.Verdicts) {
 	next := make(map[discovery.Key]*unstructured.Unstructured, len(policies))
 	for _, obj := range policies {
-		key := discovery.Key{Kind: discovery.KindPeerAuthentication, Namespace: obj.GetNamespace(), Name: obj.GetName()}
+		key := discovery.Key{Kind: obj.GetKind(), Namespace: obj.GetNamespace(), Name: obj.GetName()}
 		if v, judged := verdicts[key]; judged && v.Reason != discovery.ReasonInvalid {
 			next[key] = obj
 		} else if last := p.lastGood[key]; last != nil && last.GetUID() == obj.GetUID() {

@@ -28,7 +28,7 @@ import (
 )
 
 func policyObject(ns, name string, spec map[string]any) *unstructured.Unstructured {
-	u := newPeerAuthentication()
+	u := newPolicy(discovery.KindPeerAuthentication)
 	u.SetNamespace(ns)
 	u.SetName(name)
 	u.SetUID(types.UID("uid-" + name))

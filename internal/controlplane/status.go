@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -58,7 +59,7 @@ func (s *statusWriter) Run(ctx context.Context) error {
 func (s *statusWriter) writeAll(ctx context.Context, verdicts discovery.Verdicts) bool {
 	done := true
 	for key, v := range verdicts {
-		if key.Kind != discovery.KindPeerAuthentication {
+		if !slices.Contains(policyKinds(), key.Kind) {
 			continue
 		}
 		if err := s.write(ctx, key, v); err != nil {
@@ -71,7 +72,7 @@ func (s *statusWriter) writeAll(ctx context.Context, verdicts discovery.Verdicts
 
 // write sets the condition of one policy, if it says something else now.
 func (s *statusWriter) write(ctx context.Context, key discovery.Key, v discovery.Verdict) error {
-	obj := newPeerAuthentication()
+	obj := newPolicy(key.Kind)
 	err := s.client.Get(ctx, types.NamespacedName{Namespace: key.Namespace, Name: key.Name}, obj)
 	if apierrors.IsNotFound(err) {
 		return nil

@@ -167,7 +167,7 @@ func (h *webhooks) namespace(ctx context.Context, name string) (*corev1.Namespac
 	return ns, nil
 }
 
-// validate answers for one policy (contract 1.30-1.36).
+// validate answers for one policy (contract 1.30-1.36, 6.45).
 func (h *webhooks) validate(_ context.Context, req admission.Request) admission.Response {
 	if req.Operation == admissionv1.Delete || req.Operation == admissionv1.Connect {
 		return admission.Allowed("")
@@ -180,12 +180,13 @@ func (h *webhooks) validate(_ context.Context, req admission.Request) admission.
 	if _, probe := obj.GetAnnotations()[annotationProbe]; probe {
 		return admission.Denied(probeRefused)
 	}
-	if req.Kind.Kind != discovery.KindPeerAuthentication {
+	judge := validators()[req.Kind.Kind]
+	if judge == nil || req.Kind.Group != policyGV.Group {
 		h.counts.validations.WithLabelValues("not_enforced").Inc()
 		return admission.Allowed("").WithWarnings(notEnforced(req)...)
 	}
 	obj.SetNamespace(req.Namespace)
-	faults, warnings := discovery.ValidatePeerAuthentication(obj, h.rootNamespace)
+	faults, warnings := judge(obj, h.rootNamespace)
 	if len(faults) > 0 {
 		h.counts.validations.WithLabelValues("refused").Inc()
 		h.log.Info("policy refused", slog.String("kind", req.Kind.Kind), slog.String("namespace", req.Namespace), slog.String("name", nameOf(req)), slog.String("error", discovery.Describe(faults)))
@@ -193,6 +194,14 @@ func (h *webhooks) validate(_ context.Context, req admission.Request) admission.
 	}
 	h.counts.validations.WithLabelValues("accepted").Inc()
 	return admission.Allowed("").WithWarnings(warnings...)
+}
+
+// validators are what finds faults and surprises, by kind.
+func validators() map[string]func(obj *unstructured.Unstructured, rootNamespace string) ([]discovery.Fault, []string) {
+	return map[string]func(*unstructured.Unstructured, string) ([]discovery.Fault, []string){
+		discovery.KindPeerAuthentication:  discovery.ValidatePeerAuthentication,
+		discovery.KindAuthorizationPolicy: discovery.ValidateAuthorizationPolicy,
+	}
 }
 
 // notEnforced warns by name about what Podseal knows of but doesn't do.

@@ -201,7 +201,10 @@ func TestValidate(t *testing.T) {
 		"deleting is free":        {"PeerAuthentication", sec, "DELETE", "shop", `null`, true, "", ""},
 		"unreadable":              {"PeerAuthentication", sec, "CREATE", "shop", `"x"`, false, "can't read", ""},
 		"probe (1.36)":            {"PeerAuthentication", sec, "CREATE", root, `{"metadata":{"annotations":{"podseal.io/admission-probe":""}}}`, false, probeRefused, ""},
-		"not enforced yet":        {"AuthorizationPolicy", sec, "CREATE", "shop", `{"metadata":{"name":"a"}}`, true, "", "AuthorizationPolicy shop/a: Podseal does not enforce"},
+		"not enforced yet":        {"RequestAuthentication", sec, "CREATE", "shop", `{"metadata":{"name":"a"}}`, true, "", "RequestAuthentication shop/a: Podseal does not enforce"},
+		"6.45":                    {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"DENY","rules":[{"to":[{"operation":{"ports":["x"]}}]}]}}`, false, "spec.rules[0].to[0].operation.ports[0]", ""},
+		"6.34 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"DENY","rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}}`, true, "", "denies every connection"},
+		"6.44 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"CUSTOM","provider":{"name":"opa"},"rules":[{}]}}`, true, "", "CUSTOM"},
 		"of the networking group": {"DestinationRule", "networking.istio.io", "CREATE", "shop", `{"metadata":{"generateName":"d-"}}`, true, "", "DestinationRule shop/d-*"},
 		"somebody else's":         {"ConfigMap", "", "CREATE", "shop", `{}`, true, "", ""},
 	} {

@@ -16,6 +16,8 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podseal.io/podseal/internal/discovery"
 )
 
 // Pauses between attempts to make the webhook configurations right.
@@ -185,7 +187,7 @@ func (k *hookKeeper) patch(ctx context.Context, have, next client.Object, name s
 func (k *hookKeeper) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	obj := newPeerAuthentication()
+	obj := newPolicy(discovery.KindPeerAuthentication)
 	obj.SetNamespace(k.namespace)
 	obj.SetName("podseal-admission-probe")
 	obj.SetAnnotations(map[string]string{annotationProbe: ""})

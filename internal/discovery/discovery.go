@@ -34,8 +34,10 @@ type Cluster struct {
 	EndpointSlices []*discoveryv1.EndpointSlice
 	// PeerAuthentications as they are now.
 	PeerAuthentications []*unstructured.Unstructured
-	// LastGood has earlier versions of PeerAuthentications, by key: the one in
-	// force while the present one is wrong.
+	// AuthorizationPolicies likewise.
+	AuthorizationPolicies []*unstructured.Unstructured
+	// LastGood has earlier versions of policies, by key: the one in force while the
+	// present one is wrong.
 	LastGood map[Key]*unstructured.Unstructured
 
 	Settings      settings.Settings
@@ -65,12 +67,14 @@ type Verdict struct {
 // The reasons of a Verdict.
 const (
 	ReasonAccepted   = "Accepted"
-	ReasonInvalid    = "Invalid"    // faults; an earlier version stays in force if there is one
-	ReasonShadowed   = "Shadowed"   // an older one for the same namespace wins (contract 1.16)
-	ReasonNoEffect   = "NoEffect"   // a selector in the root namespace (contract 1.9)
-	ReasonUnencoded  = "Unencoded"  // a pod or service that can't be told to proxies
-	ReasonNoIdentity = "NoIdentity" // a pod whose service account gives no identity
-	ReasonIgnored    = "Ignored"    // something of the object has no effect; the rest is in force
+	ReasonInvalid    = "Invalid"        // faults; an earlier version stays in force if there is one
+	ReasonShadowed   = "Shadowed"       // an older one for the same namespace wins (contract 1.16)
+	ReasonNoEffect   = "NoEffect"       // a selector in the root namespace (contract 1.9)
+	ReasonUnencoded  = "Unencoded"      // a pod or service that can't be told to proxies
+	ReasonNoIdentity = "NoIdentity"     // a pod whose service account gives no identity
+	ReasonPartly     = "PartlyEnforced" // in force, but some of it can't be compared on some ports
+	ReasonNoProvider = "NoProvider"     // a CUSTOM policy: what it matches is denied (contract 6.44)
+	ReasonIgnored    = "Ignored"        // something of the object has no effect; the rest is in force
 )
 
 // Verdicts are by object. Pods and services have one only if something is wrong.
@@ -80,11 +84,14 @@ type Verdicts map[Key]Verdict
 func Build(c Cluster) (Resources, Verdicts) {
 	verdicts := Verdicts{}
 	policies := buildPolicies(c, verdicts)
+	access := buildAccess(c, verdicts)
 	services := orderServices(c.Services)
 	res := Resources{
 		wire.TypeWorkload: make(map[string][]byte, len(c.Pods)),
 		wire.TypeService:  make(map[string][]byte, len(services)),
 		wire.TypeMesh:     make(map[string][]byte, 1),
+
+		wire.TypeAuthorizationPolicy: make(map[string][]byte, len(c.AuthorizationPolicies)),
 	}
 
 	pods := &podBuilder{
@@ -92,6 +99,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 		clusterDomain: c.Settings.ClusterDomain,
 		services:      indexServices(services, c.Settings.ClusterDomain),
 		policies:      policies,
+		access:        access,
 		owners:        addressOwners(c.Pods),
 		uncaptured:    c.Settings.Sidecar.ExcludeInboundPorts,
 	}
@@ -128,6 +136,8 @@ func Build(c Cluster) (Resources, Verdicts) {
 		verdicts[Key{Kind: "Mesh", Name: MeshName}] = Verdict{Reason: ReasonUnencoded, Message: err.Error()}
 	}
 	policies.report(verdicts)
+	access.report(verdicts)
+	access.resources(res[wire.TypeAuthorizationPolicy], verdicts)
 	return res, verdicts
 }
 

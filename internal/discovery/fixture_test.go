@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
+	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/settings"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/workload"
@@ -50,6 +51,14 @@ func peerAuthentication(t testing.TB, ns, name string, age int, spec string) *un
 	return u
 }
 
+// authorizationPolicy makes one from its spec in YAML.
+func authorizationPolicy(t testing.TB, ns, name, spec string) *unstructured.Unstructured {
+	t.Helper()
+	u := peerAuthentication(t, ns, name, 0, spec)
+	u.SetKind(KindAuthorizationPolicy)
+	return u
+}
+
 func indent(s string) string {
 	out := "  "
 	for _, r := range s {
@@ -81,6 +90,7 @@ type built struct {
 	workloads map[string]*workload.Workload
 	services  map[string]*workload.Service
 	mesh      *workload.Mesh
+	access    map[string]*policy.AuthorizationPolicy
 	verdicts  Verdicts
 }
 
@@ -96,7 +106,7 @@ func build(t testing.TB, c Cluster) built {
 		c.Revision = "default"
 	}
 	res, verdicts := Build(c)
-	b := built{map[string]*workload.Workload{}, map[string]*workload.Service{}, nil, verdicts}
+	b := built{map[string]*workload.Workload{}, map[string]*workload.Service{}, nil, map[string]*policy.AuthorizationPolicy{}, verdicts}
 	for name, body := range res[wire.TypeWorkload] {
 		w, err := wire.ParseWorkload(body)
 		if err != nil {
@@ -110,6 +120,13 @@ func build(t testing.TB, c Cluster) built {
 			t.Fatalf("service %s: %v", name, err)
 		}
 		b.services[name] = s
+	}
+	for name, body := range res[wire.TypeAuthorizationPolicy] {
+		p, err := wire.ParseAuthorizationPolicy(body)
+		if err != nil {
+			t.Fatalf("authorization policy %s: %v", name, err)
+		}
+		b.access[name] = p
 	}
 	m, err := wire.ParseMesh(res[wire.TypeMesh][MeshName])
 	if err != nil {

@@ -31,6 +31,7 @@ type podBuilder struct {
 	clusterDomain string
 	services      serviceIndex
 	policies      *policySet
+	access        *accessSet
 	owners        map[netip.Addr]*corev1.Pod
 	uncaptured    []uint16 // inbound ports that are not captured in any pod
 }
@@ -88,6 +89,7 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 	addresses := PodAddresses(pod)
 	addresses = slices.DeleteFunc(addresses, func(a netip.Addr) bool { return b.owners[a] != pod })
 	name := WorkloadName(pod)
+	ports := b.services.ports(pod)
 	return &workload.Workload{
 		UID:       pod.Namespace + "/" + pod.Name,
 		Name:      pod.Name,
@@ -98,7 +100,8 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 		// The label is the only sign of a sidecar, and it must be exactly this (contract 3.20, 3.26).
 		Mesh:              pod.Labels[labelTLSMode] == "istio",
 		Modes:             capturedModes(b.policies.resolve(pod), pod.Annotations, b.uncaptured),
-		Ports:             b.services.ports(pod),
+		Ports:             ports,
+		Policies:          b.access.keys(pod, ports),
 		CanonicalName:     canonicalName(pod.Labels, name),
 		CanonicalRevision: cmp.Or(pod.Labels[labelCanonicalRevision], pod.Labels["app.kubernetes.io/version"], pod.Labels["version"], "latest"),
 		WorkloadName:      name,

@@ -152,7 +152,7 @@ func (s *policySet) judge(key Key, t *tally) Verdict {
 	if len(t.policy.Selector) == 0 {
 		return s.judgeWide(key, t)
 	}
-	message := fmt.Sprintf("in force at %s", count(t.governed, "workload"))
+	message := fmt.Sprintf("in force at %s", workloads(t.governed))
 	var besides []string
 	if t.eclipsed > 0 {
 		besides = append(besides, fmt.Sprintf("%d selected follow an older PeerAuthentication", t.eclipsed))
@@ -181,12 +181,12 @@ func (s *policySet) judgeWide(key Key, t *tally) Verdict {
 	if winner != nil && keyOf(winner) != key {
 		return Verdict{Reason: ReasonShadowed, Message: fmt.Sprintf("%s is older (or first by name) and is the one in force for %s: remove one of the two", winner.Name, where)}
 	}
-	return Verdict{Accepted: true, Reason: ReasonAccepted, Message: fmt.Sprintf("in force for %s, at %s", where, count(t.governed, "workload")), Workloads: t.governed}
+	return Verdict{Accepted: true, Reason: ReasonAccepted, Message: fmt.Sprintf("in force for %s, at %s", where, workloads(t.governed)), Workloads: t.governed}
 }
 
-func count(n int, what string) string {
+func workloads(n int) string {
 	if n == 1 {
-		return "1 " + what
+		return "1 workload"
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return fmt.Sprintf("%d workloads", n)
 }

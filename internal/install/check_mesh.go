@@ -104,7 +104,7 @@ func (c *Checker) validatorAnswers(ctx context.Context) *finding {
 	}
 	for _, hook := range validating.Webhooks {
 		if hook.FailurePolicy != nil && *hook.FailurePolicy == admissionv1.Ignore {
-			return warned("the control plane makes it Fail once the API server reaches it: kubectl -n d8-istio logs deployment/istiod", "%s: failurePolicy is still Ignore: a wrong PeerAuthentication would be admitted", hook.Name)
+			return warned("the control plane makes it Fail once the API server reaches it: kubectl -n d8-istio logs deployment/istiod", "%s: failurePolicy is still Ignore: a wrong policy would be admitted", hook.Name)
 		}
 	}
 	return nil
@@ -310,22 +310,26 @@ func (c *Checker) onTheNode(ctx context.Context) *finding {
 	return nil
 }
 
-// policiesAccepted finds PeerAuthentications that the control plane passes over.
+// policiesAccepted finds policies that the control plane passes over.
 func (c *Checker) policiesAccepted(ctx context.Context) *finding {
-	list := &unstructured.UnstructuredList{}
-	list.SetAPIVersion("security.istio.io/v1")
-	list.SetKind("PeerAuthenticationList")
-	if err := c.Client.List(ctx, list); err != nil {
-		return cannotLook(err)
-	}
 	var not []string
-	for i := range list.Items {
-		if condition(&list.Items[i], "Accepted") == "False" {
-			not = append(not, list.Items[i].GetNamespace()+"/"+list.Items[i].GetName())
+	all := 0
+	for _, kind := range []string{"PeerAuthentication", "AuthorizationPolicy"} {
+		list := &unstructured.UnstructuredList{}
+		list.SetAPIVersion("security.istio.io/v1")
+		list.SetKind(kind + "List")
+		if err := c.Client.List(ctx, list); err != nil {
+			return cannotLook(err)
+		}
+		all += len(list.Items)
+		for i := range list.Items {
+			if condition(&list.Items[i], "Accepted") == "False" {
+				not = append(not, kind+" "+list.Items[i].GetNamespace()+"/"+list.Items[i].GetName())
+			}
 		}
 	}
 	if len(not) > 0 {
-		return warned("their conditions say why: kubectl -n NAMESPACE describe peerauthentication NAME", "%d of %d are not: %s", len(not), len(list.Items), some(not))
+		return warned("their conditions say why: kubectl -n NAMESPACE describe KIND NAME", "%d of %d are not: %s", len(not), all, some(not))
 	}
 	return nil
 }

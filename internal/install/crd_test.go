@@ -12,8 +12,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden and generated files")
 
-// TestOfficialCRD holds the PeerAuthentication CRD of the chart against the one
-// of the pinned istio.io/api module; -update takes it from there.
+// TestOfficialCRD holds the policies' CRDs of the chart against those of the
+// pinned istio.io/api module; -update takes them from there.
 // Contract 1.4.
 func TestOfficialCRD(t *testing.T) { // contract 1.1, 1.34
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "istio.io/api").Output()
@@ -24,16 +24,18 @@ func TestOfficialCRD(t *testing.T) { // contract 1.1, 1.34
 	if err != nil {
 		t.Fatal(err)
 	}
-	var want []byte
-	for doc := range bytes.SplitSeq(all, []byte("\n---\n")) {
-		if bytes.Contains(doc, []byte("\n  name: peerauthentications.security.istio.io\n")) {
-			want = append(bytes.TrimSpace(doc), '\n')
+	for _, plural := range []string{"peerauthentications", "authorizationpolicies"} {
+		var want []byte
+		for doc := range bytes.SplitSeq(all, []byte("\n---\n")) {
+			if bytes.Contains(doc, []byte("\n  name: "+plural+".security.istio.io\n")) {
+				want = append(bytes.TrimSpace(doc), '\n')
+			}
 		}
+		if want == nil {
+			t.Fatalf("istio.io/api has no CRD of %s", plural)
+		}
+		golden(t, filepath.Join("..", "..", "deploy", "podseal", "files", plural+".gen.yaml"), want)
 	}
-	if want == nil {
-		t.Fatal("istio.io/api has no PeerAuthentication CRD")
-	}
-	golden(t, filepath.Join("..", "..", "deploy", "podseal", "files", "peerauthentications.gen.yaml"), want)
 }
 
 // golden compares got with a file, or rewrites the file under -update.

@@ -57,10 +57,19 @@ type Scope int
 
 // The scopes.
 const (
-	Workloads Scope = iota // those that are told its key
-	Namespace              // all of its namespace
-	Mesh                   // all
+	Workloads     Scope = iota // those of its namespace that are told its key
+	Namespace                  // all of its namespace
+	Mesh                       // all
+	MeshWorkloads              // those of any namespace that are told its key
 )
+
+// Selective reports whether the policy holds only for who is told its key.
+func (s Scope) Selective() bool { return s == Workloads || s == MeshWorkloads }
+
+// Concerns reports whether the policy may hold for a workload of the namespace.
+func (p *AuthorizationPolicy) Concerns(namespace string) bool {
+	return p.Scope == Mesh || p.Scope == MeshWorkloads || p.Namespace == namespace
+}
 
 // InForce gives the policies that hold for a workload of this namespace that was
 // told these keys, in the order of their keys, and the keys that are not among
@@ -68,7 +77,7 @@ const (
 func InForce(known map[string]*AuthorizationPolicy, namespace string, keys []string) (hold []*AuthorizationPolicy, missing []string) {
 	for _, key := range slices.Sorted(maps.Keys(known)) {
 		p := known[key]
-		if p.Scope == Mesh || (p.Scope == Namespace && p.Namespace == namespace) || (p.Scope == Workloads && slices.Contains(keys, key)) {
+		if p.Concerns(namespace) && (!p.Scope.Selective() || slices.Contains(keys, key)) {
 			hold = append(hold, p)
 		}
 	}
@@ -200,7 +209,7 @@ func (p *AuthorizationPolicy) name() string {
 
 // NeedsHTTP reports whether the rule looks at what only HTTP has (contract 6.32).
 func (r *Rule) NeedsHTTP() bool {
-	for m := range r.matches() {
+	for m := range r.Matches() {
 		if m.On.HTTPOnly() {
 			return true
 		}
@@ -208,8 +217,8 @@ func (r *Rule) NeedsHTTP() bool {
 	return false
 }
 
-// matches yields every Match of the rule.
-func (r *Rule) matches() func(yield func(*Match) bool) {
+// Matches yields every Match of the rule.
+func (r *Rule) Matches() func(yield func(*Match) bool) {
 	return func(yield func(*Match) bool) {
 		for _, part := range [][][]Match{r.From, r.To, {r.When}} {
 			for _, all := range part {

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"strings"
 
 	meshv1 "podseal.io/podseal/api/mesh/v1"
 	"podseal.io/podseal/internal/policy"
@@ -40,6 +41,19 @@ func ParseAuthorizationPolicy(b []byte) (*policy.AuthorizationPolicy, error) {
 		return nil, fmt.Errorf("parse authorization policy %q: %w", m.GetNamespace()+"/"+m.GetName(), err)
 	}
 	return p, nil
+}
+
+// AuthorizationConcerns reports whether an encoded policy may hold for workloads of
+// a namespace, also if the rest of it can't be understood; if nothing can be, by
+// its name.
+func AuthorizationConcerns(b []byte, name, namespace string) bool {
+	m := &meshv1.AuthorizationPolicy{}
+	if err := parseProto(b, m); err != nil || m.GetNamespace()+"/"+m.GetName() != name {
+		return strings.HasPrefix(name, namespace+"/")
+	}
+	_, known := meshv1.AuthorizationPolicy_Scope_name[int32(m.GetScope())]
+	p := &policy.AuthorizationPolicy{Namespace: m.GetNamespace(), Scope: policy.Scope(m.GetScope())}
+	return !known || (p.Concerns(namespace) && !p.Scope.Selective())
 }
 
 // authorizationFromProto is strict where a newer control plane would be

@@ -52,7 +52,7 @@ func TestAuthorizationPolicyIsStrict(t *testing.T) {
 	bad := map[string]func(m *meshv1.AuthorizationPolicy){
 		"no name":           func(m *meshv1.AuthorizationPolicy) { m.Name = "" },
 		"namespace":         func(m *meshv1.AuthorizationPolicy) { m.Namespace = "a/b" },
-		"scope":             func(m *meshv1.AuthorizationPolicy) { m.Scope = 3 },
+		"scope":             func(m *meshv1.AuthorizationPolicy) { m.Scope = 4 },
 		"effect":            func(m *meshv1.AuthorizationPolicy) { m.Effect = 4 },
 		"unknown attribute": func(m *meshv1.AuthorizationPolicy) { m.Rules[0].When[0].On = 18 },
 		"no attribute":      func(m *meshv1.AuthorizationPolicy) { m.Rules[0].When[0].On = 0 },

@@ -176,9 +176,10 @@ func (OutboundPolicy) EnumDescriptor() ([]byte, []int) {
 type AuthorizationPolicy_Scope int32
 
 const (
-	AuthorizationPolicy_SCOPE_WORKLOADS AuthorizationPolicy_Scope = 0 // those that name it
-	AuthorizationPolicy_SCOPE_NAMESPACE AuthorizationPolicy_Scope = 1 // all of its namespace
-	AuthorizationPolicy_SCOPE_MESH      AuthorizationPolicy_Scope = 2 // all
+	AuthorizationPolicy_SCOPE_WORKLOADS      AuthorizationPolicy_Scope = 0 // those of its namespace that name it
+	AuthorizationPolicy_SCOPE_NAMESPACE      AuthorizationPolicy_Scope = 1 // all of its namespace
+	AuthorizationPolicy_SCOPE_MESH           AuthorizationPolicy_Scope = 2 // all
+	AuthorizationPolicy_SCOPE_MESH_WORKLOADS AuthorizationPolicy_Scope = 3 // those of any namespace that name it
 )
 
 // Enum value maps for AuthorizationPolicy_Scope.
@@ -187,11 +188,13 @@ var (
 		0: "SCOPE_WORKLOADS",
 		1: "SCOPE_NAMESPACE",
 		2: "SCOPE_MESH",
+		3: "SCOPE_MESH_WORKLOADS",
 	}
 	AuthorizationPolicy_Scope_value = map[string]int32{
-		"SCOPE_WORKLOADS": 0,
-		"SCOPE_NAMESPACE": 1,
-		"SCOPE_MESH":      2,
+		"SCOPE_WORKLOADS":      0,
+		"SCOPE_NAMESPACE":      1,
+		"SCOPE_MESH":           2,
+		"SCOPE_MESH_WORKLOADS": 3,
 	}
 )
 
@@ -1223,7 +1226,7 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\boutbound\x18\x03 \x01(\x0e2\x1f.podseal.mesh.v1.OutboundPolicyR\boutbound\x12\x16\n" +
 	"\x06http10\x18\x04 \x01(\bR\x06http10\x120\n" +
 	"\x14idle_timeout_seconds\x18\x05 \x01(\x03R\x12idleTimeoutSeconds\x12\x16\n" +
-	"\x06bundle\x18\x06 \x01(\fR\x06bundle\"\xac\v\n" +
+	"\x06bundle\x18\x06 \x01(\fR\x06bundle\"\xc6\v\n" +
 	"\x13AuthorizationPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12@\n" +
@@ -1243,12 +1246,13 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x03(\tR\x03key\x12\x16\n" +
 	"\x06values\x18\x03 \x03(\tR\x06values\x12\x1d\n" +
 	"\n" +
-	"not_values\x18\x04 \x03(\tR\tnotValues\"A\n" +
+	"not_values\x18\x04 \x03(\tR\tnotValues\"[\n" +
 	"\x05Scope\x12\x13\n" +
 	"\x0fSCOPE_WORKLOADS\x10\x00\x12\x13\n" +
 	"\x0fSCOPE_NAMESPACE\x10\x01\x12\x0e\n" +
 	"\n" +
-	"SCOPE_MESH\x10\x02\"P\n" +
+	"SCOPE_MESH\x10\x02\x12\x18\n" +
+	"\x14SCOPE_MESH_WORKLOADS\x10\x03\"P\n" +
 	"\x06Effect\x12\x10\n" +
 	"\fEFFECT_ALLOW\x10\x00\x12\x0f\n" +
 	"\vEFFECT_DENY\x10\x01\x12\x10\n" +
