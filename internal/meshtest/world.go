@@ -19,6 +19,7 @@ type World struct {
 	Mesh      workload.Mesh
 	Workloads []*workload.Workload
 	Services  []*workload.Service
+	Access    []*policy.AuthorizationPolicy
 }
 
 // NewWorld trusts the roots of a CA and knows nobody.
@@ -74,7 +75,12 @@ func (w *World) Tell(tb testing.TB, handle func(typeURL string, upserts []xds.Re
 	}
 	body, err := wire.AppendMesh(nil, &w.Mesh)
 	tell(wire.TypeMesh, "mesh", body, err)
-	handle(wire.TypeService, nil, nil) // there may be none
+	handle(wire.TypeService, nil, nil)             // there may be none
+	handle(wire.TypeAuthorizationPolicy, nil, nil) // likewise
+	for _, p := range w.Access {
+		body, err := wire.AppendAuthorizationPolicy(nil, p)
+		tell(wire.TypeAuthorizationPolicy, p.Key(), body, err)
+	}
 	for _, s := range w.Services {
 		body, err := wire.AppendService(nil, s)
 		tell(wire.TypeService, s.Namespace+"/"+s.Name, body, err)

@@ -17,7 +17,6 @@ import (
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/report"
-	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/xds"
 )
 
@@ -51,7 +50,7 @@ func (p *proxy) runControl(ctx context.Context) {
 	token := func() (string, error) { return readToken(c.TokenFile) }
 	client := xds.NewClient(xds.ClientConfig{
 		Conn: conn, NodeID: p.nodeID(), Metadata: p.cfg.Metadata, Token: token, Log: p.log,
-		Types:  []string{wire.TypeMesh, wire.TypeWorkload, wire.TypeService},
+		Types:  worldTypes(),
 		Handle: p.worlds.handle,
 	})
 	p.control.Store(client)

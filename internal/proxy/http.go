@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/wire"
 )
@@ -50,6 +51,10 @@ type httpRelay struct {
 	Decorator    string // "<service FQDN>:<port>/*", or ":0/*" without service
 	HTTP10       bool   // serve HTTP/1.0 (contract 2.55)
 
+	Access   func() *policy.Access                        // who may send what, as of now; or nil
+	Attempt  policy.Attempt                               // what of it the connection says
+	OnJudged func(j *policy.Judgement, r *policy.Request) // called for each request that a policy said something of; or nil
+
 	IdleTimeout    time.Duration     // between requests; 0 means none
 	Buffers        *httpBuffers      // shared by connections
 	TLS            *tlsconn.Pool     // that Client's connection is of; or nil
@@ -64,6 +69,8 @@ type httpRelay struct {
 	resp     wire.ResponseHead
 	ex       httpExchange
 	id       [16]byte
+	path     []byte // scratch for a path that was not normal
+	asked    judgedRequest
 	response []byte // scratch for what goes to the client
 	begin    chan struct{}
 	done     chan struct{}
@@ -75,6 +82,7 @@ type httpRelay struct {
 	mu          sync.Mutex
 	app         stream // nil when not connected
 	answered    bool   // the exchange that began last has its response
+	underWay    bool   // ex.head is a request that is still to be answered, or a tunnel
 	clientEnded bool   // the client has ended its direction
 	aborted     bool
 }

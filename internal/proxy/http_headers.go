@@ -294,7 +294,7 @@ func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, status int, reason, 
 	if !ex.keep {
 		b = append(b, "connection: close\r\n"...)
 	}
-	if upstream {
+	if upstream || status == 403 { // the request had a route
 		b = h.appendDecorator(b, ex)
 	}
 	b = append(b, "\r\n"...)

@@ -84,10 +84,14 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 		h.linger()
 		return false, nil
 	}
+	if err := h.normalisePath(r); err != nil {
+		return false, h.refuse(err)
+	}
 	var head []byte
 	if head, ex.decorated, err = h.appendRequest(ex.head[:0], r); err != nil {
 		return false, err
 	}
+	allowed := h.judge(head)
 	body := newHTTPBody(r.Body)
 	ex.replay = body.done() && safeMethod(ex.method)
 	h.in.take(size)
@@ -97,9 +101,16 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	if err != nil {
 		return false, h.refuse(err)
 	}
-	ex.head = append(head, there[:n]...)
+	h.setHead(append(head, there[:n]...))
 	h.in.take(n)
 	ex.received = int64(size + n)
+	if !allowed {
+		ex.keep = ex.keep && body.done()
+		if next = h.deny(); !next {
+			h.linger()
+		}
+		return next, nil
+	}
 
 	failed, err := h.forward(ctx)
 	h.appErr = nil
@@ -128,7 +139,10 @@ func (h *httpRelay) reset(ex *httpExchange, r *wire.RequestHead) {
 	}
 	ex.bodySent.Store(false)
 	ex.fault.Store(0)
-	ex.method, ex.minor, ex.head = methodName(r.Method), r.Minor, head[:0]
+	h.mu.Lock()
+	h.underWay, ex.head = false, head[:0]
+	h.mu.Unlock()
+	ex.method, ex.minor = methodName(r.Method), r.Minor
 	ex.keep, ex.keepApp, ex.tunnel, ex.early = !r.Close && r.Minor == 1, false, false, false
 	ex.upgrade, ex.decorated, ex.reused, ex.replay = upgradeOf(r) != nil, false, false, false
 	ex.started = h.Now()

@@ -59,6 +59,7 @@ func (h *httpRelay) respond(ctx context.Context) {
 func (h *httpRelay) finish() {
 	h.mu.Lock()
 	h.answered = true
+	h.underWay = h.underWay && h.ex.tunnel
 	switch {
 	case h.ex.tunnel:
 	case h.ex.keep && h.ex.bodySent.Load():
@@ -220,6 +221,9 @@ func responseFlag(err error) string {
 // Callers own the exchange.
 func (h *httpRelay) answer(status int, reason, body, flag string, upstream bool) bool {
 	ex := &h.ex
+	h.mu.Lock()
+	h.underWay = false
+	h.mu.Unlock()
 	ex.keep = ex.keep && !h.draining()
 	h.response = h.appendLocal(h.response[:0], ex, status, reason, body, upstream, h.Now())
 	err := h.write(h.response)

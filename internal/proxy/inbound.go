@@ -32,6 +32,7 @@ type inbound struct {
 	port workload.Port
 	from *workload.Workload // whose address the client has; nil when unknown
 
+	sni  string       // as the client sent it
 	app  *net.TCPConn // nil until connected
 	id   identity.ID  // of the client, once proved
 	cert *x509.Certificate
@@ -150,6 +151,7 @@ func (in *inbound) decide(ctx context.Context, first sight) {
 	if proves.Store(action.Terminates()); !action.Terminates() && action != policy.Close {
 		in.c.recheck(in.p.worlds.world(), in.p.creds.current.Load()) // a change may have come in between
 	}
+	in.sni = first.hello.SNI
 	in.c.note(func(r *Record) {
 		r.SNI, r.ALPN = brief(first.hello.SNI, maxName), brief(strings.Join(first.hello.ALPN, ","), maxName)
 		r.Security = securityPlaintext
@@ -279,6 +281,9 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 
 // serveTCP relays bytes between the client and the application.
 func (in *inbound) serveTCP(ctx context.Context, client stream, first sight) {
+	if !in.admitted() {
+		return // the reason is noted
+	}
 	if err := in.connect(ctx); err != nil {
 		in.c.cut(dialReason(err), err) // contract 2.34
 		return

@@ -61,13 +61,22 @@ type Record struct {
 	Requests      int64 `json:"requests,omitempty"`
 	DurationMS    int64 `json:"duration_ms"`
 
+	// What AuthorizationPolicies said, by names of rules (contract 6.11). Policy
+	// denied; DryRun is allowed or denied, as the dry-run policies would have it
+	// (contract 6.42).
+	Policy         string `json:"policy,omitempty"`
+	RequestsDenied int64  `json:"requests_denied,omitempty"`
+	Audited        string `json:"audited,omitempty"`
+	DryRun         string `json:"dry_run,omitempty"`
+	DryRunPolicy   string `json:"dry_run_policy,omitempty"`
+
 	Reason policy.Reason `json:"reason,omitempty"`
 	Error  string        `json:"error,omitempty"`
 }
 
 // log writes the record as one line.
 func (r *Record) log(ctx context.Context, log *slog.Logger) {
-	attrs := make([]slog.Attr, 0, 27)
+	attrs := make([]slog.Attr, 0, 32)
 	text := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.Attr{Key: key, Value: slog.StringValue(value)})
@@ -100,7 +109,14 @@ func (r *Record) log(ctx context.Context, log *slog.Logger) {
 	if r.Requests > 0 {
 		attrs = append(attrs, slog.Int64("requests", r.Requests))
 	}
+	if r.RequestsDenied > 0 {
+		attrs = append(attrs, slog.Int64("requests_denied", r.RequestsDenied))
+	}
 	attrs = append(attrs, slog.Int64("duration_ms", r.DurationMS))
+	text("policy", r.Policy)
+	text("audited", r.Audited)
+	text("dry_run", r.DryRun)
+	text("dry_run_policy", r.DryRunPolicy)
 	text("reason", string(r.Reason))
 	text("error", r.Error)
 	log.LogAttrs(ctx, slog.LevelInfo, "connection", attrs...)

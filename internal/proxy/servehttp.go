@@ -5,9 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"sync/atomic"
 
+	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/wire"
+	"podseal.io/podseal/internal/workload"
 )
 
 // noServiceDecorator names a port that no service leads to (contract 2.40).
@@ -18,7 +21,9 @@ const noServiceDecorator = ":0/*"
 func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 	in.c.note(func(r *Record) { r.Protocol = "http" })
 	count := in.p.metrics.HTTP(in.labels("http"))
+	attempt := in.attempt()
 	h := &httpRelay{
+		Access: func() *policy.Access { return in.p.worlds.world().Access }, Attempt: attempt, OnJudged: in.judgedRequest,
 		Client: client, First: first.client,
 		Dial: func(ctx context.Context) (stream, error) {
 			app, err := in.dialApp(ctx)
@@ -48,6 +53,13 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 	if snap := in.p.creds.current.Load(); snap != nil {
 		h.OwnURI = snap.Credential.ID.URI()
 	}
+	var last atomic.Pointer[policy.Access]
+	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
+		if last.Swap(w.Access) != w.Access && !h.stillAllowed(w.Access) {
+			return policy.PolicyChanged
+		}
+		return policy.None
+	})
 	err := h.serve(ctx)
 	switch {
 	case err == nil:

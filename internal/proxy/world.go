@@ -16,19 +16,27 @@ type worldStore struct {
 	self      string // UID of this proxy's own workload
 	changed   func(*workload.World)
 	current   atomic.Pointer[workload.World]
-	known     chan struct{} // closed once mesh, services and the own workload are known
+	known     chan struct{} // closed once mesh, services, policies and the own workload are known
 	mu        sync.Mutex
 	mesh      workload.Mesh
 	workloads map[string]*workload.Workload
 	services  map[string]*workload.Service
+	access    accessStore
 	got       map[string]bool // types that were handled at least once
 	ready     bool
+}
+
+// worldTypes are what a proxy asks for, in the order in which it wants to be told:
+// a policy before the workload that follows it.
+func worldTypes() []string {
+	return []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeWorkload, wire.TypeService}
 }
 
 // newWorldStore starts with an empty world. changed is called after every swap.
 func newWorldStore(self string, changed func(*workload.World)) *worldStore {
 	s := &worldStore{
 		self: self, changed: changed, known: make(chan struct{}),
+		access:    newAccessStore(self),
 		workloads: map[string]*workload.Workload{}, services: map[string]*workload.Service{}, got: map[string]bool{},
 	}
 	s.current.Store(workload.NewWorld(workload.Mesh{}, nil, nil))
@@ -61,6 +69,8 @@ func (s *worldStore) handle(typeURL string, upserts []xds.Resource, removed []st
 			delete(s.workloads, name)
 		case typeURL == wire.TypeService:
 			delete(s.services, name)
+		case typeURL == wire.TypeAuthorizationPolicy:
+			s.access.remove(name)
 		}
 	}
 	s.got[typeURL] = true
@@ -94,6 +104,8 @@ func (s *worldStore) put(typeURL string, r xds.Resource) error {
 			return err
 		}
 		s.mesh = *m
+	case wire.TypeAuthorizationPolicy:
+		return s.access.put(r)
 	default:
 		return fmt.Errorf("type %q is not one that a proxy asks for", typeURL)
 	}
@@ -111,6 +123,7 @@ func (s *worldStore) swap() {
 		services = append(services, v)
 	}
 	w := workload.NewWorld(s.mesh, workloads, services)
+	w.Access = s.access.build(s.workloads[s.self], s.mesh.TrustDomains)
 	s.current.Store(w)
 	s.announce()
 	s.changed(w)
@@ -120,14 +133,16 @@ func (s *worldStore) swap() {
 func (s *worldStore) synced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.got[wire.TypeMesh], s.got[wire.TypeService], s.got[wire.TypeWorkload] = true, true, true
+	for _, typeURL := range worldTypes() {
+		s.got[typeURL] = true
+	}
 	s.announce()
 }
 
 // announce closes known once all is known that a decision needs. Callers hold mu.
 func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]
-	if !s.ready && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] {
+	if !s.ready && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] {
 		s.ready = true
 		close(s.known)
 	}

@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"bytes"
+	"log/slog"
+	"sync/atomic"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/workload"
+)
+
+// attempt is what policy is told of this connection.
+func (in *inbound) attempt() policy.Attempt {
+	return policy.Attempt{
+		Peer: policy.NewPeer(in.id), Source: addrPort(in.c.client.RemoteAddr()).Addr(), Destination: in.dst, SNI: []byte(in.sni),
+	}
+}
+
+// admitted reports whether a connection that isn't HTTP may reach the application,
+// and cuts it if not (contract 6.9, 6.39): nothing of the application's has reached
+// the client by then. Every change of policy asks again.
+func (in *inbound) admitted() bool {
+	attempt := in.attempt()
+	var last atomic.Pointer[policy.Access]
+	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
+		if last.Swap(w.Access) != w.Access && w.Access.Pending() == "" && !w.Access.Judge(&attempt).Allowed {
+			return policy.PolicyChanged
+		}
+		return policy.None
+	})
+	access := in.p.worlds.world().Access
+	j := access.Judge(&attempt)
+	in.c.note(func(r *Record) { r.judged(&j) })
+	if !j.Allowed {
+		in.c.cut(policy.PolicyDenied, errDetail(because(&j, access)))
+	}
+	return j.Allowed
+}
+
+// judgedRequest keeps what policy said of a request. The first that is denied is
+// logged at once, since the connection may last; the others are counted.
+func (in *inbound) judgedRequest(j *policy.Judgement, r *policy.Request) {
+	denied := int64(0)
+	in.c.note(func(rec *Record) {
+		rec.judged(j)
+		if !j.Allowed {
+			rec.RequestsDenied++
+			denied = rec.RequestsDenied
+		}
+	})
+	if denied == 0 {
+		return
+	}
+	in.p.metrics.Refused(directionInbound, string(policy.PolicyDenied))
+	if denied > 1 {
+		return
+	}
+	path, _, _ := bytes.Cut(r.Path, []byte{'?'})
+	in.p.log.Info("request denied", slog.String("reason", string(policy.PolicyDenied)), slog.String("src_addr", in.c.client.RemoteAddr().String()),
+		slog.String("src_identity", in.id.String()), slog.String("dst_addr", in.dst.String()), slog.String("policy", j.Rule),
+		slog.String("method", brief(string(r.Method), maxName)), slog.String("path", brief(string(path), maxName)),
+		slog.String("error", because(j, in.p.worlds.world().Access)))
+}
+
+// because says in a sentence why something was denied.
+func because(j *policy.Judgement, access *policy.Access) string {
+	switch {
+	case access.Pending() != "":
+		return "AuthorizationPolicy " + access.Pending() + " applies and is not known to this proxy yet"
+	case j.Rule == "":
+		return "no ALLOW policy matches"
+	default:
+		return "denied by " + j.Rule
+	}
+}
+
+// judged notes what policy said. Of several requests the last counts for each
+// field, but one that the dry-run policies would deny before one that they would
+// not.
+func (r *Record) judged(j *policy.Judgement) {
+	if !j.Allowed {
+		r.Policy = j.Rule
+	}
+	if j.Audited != "" {
+		r.Audited = j.Audited
+	}
+	if j.DryRun.Judged && (r.DryRun != "denied" || !j.DryRun.Allowed) {
+		r.DryRun, r.DryRunPolicy = "denied", j.DryRun.Rule
+		if j.DryRun.Allowed {
+			r.DryRun = "allowed"
+		}
+	}
+}
