@@ -115,7 +115,11 @@ func callsOnce(ctx context.Context, s scenario, p contender, c *chain) (float64,
 	if err != nil {
 		return 0, err
 	}
-	return got.n / window / (done(s, r) / r.Seconds), nil
+	n := done(s, r)
+	if n == 0 || got.n == 0 {
+		return 0, errors.New("nothing was completed")
+	}
+	return got.n / window / (n / r.Seconds), nil
 }
 
 func done(s scenario, r load.Result) float64 {

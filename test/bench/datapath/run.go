@@ -74,6 +74,34 @@ func allow() (int, error) {
 	return int(limit.Max), nil
 }
 
+// wait waits until no other run is under way on this machine: two of them would
+// measure each other. The returned function lets the next one go on.
+func wait(ctx context.Context, log io.Writer) (func(), error) {
+	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "podseal-bench.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	said := false
+	for {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { lock.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock: %w", err), lock.Close())
+		}
+		if !said {
+			fmt.Fprintln(log, "waiting for the end of another run on this machine")
+			said = true
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, errors.Join(context.Cause(ctx), lock.Close())
+		}
+	}
+}
+
 // bench is a run under way.
 type bench struct {
 	Options
@@ -91,6 +119,11 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	alone, err := wait(ctx, o.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer alone()
 	defer hurry()()
 	o.most = (files - 1000) / 2
 	if o.dir, err = os.MkdirTemp("", "podseal-bench-"); err != nil {
