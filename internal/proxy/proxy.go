@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -48,6 +49,7 @@ const (
 	defaultIdle           = time.Hour       // contract 2.36
 	worldTimeout          = 10 * time.Second
 	acceptPause           = 10 * time.Millisecond
+	maxRecordBuffers      = 32 << 20 // bytes in large buffers; less where memory is limited
 )
 
 // Listen says where the sockets are; "" leaves one out. A host of "" is every
@@ -174,6 +176,7 @@ func newProxy(cfg Config) (*proxy, error) {
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {
 		return nil, err
 	}
+	p.tls.Limit = min(maxRecordBuffers, debug.SetMemoryLimit(-1)/4) // reads GOMEMLIMIT
 	p.creds = newCredentials(cfg.Now, func(snap *identity.Snapshot) { p.conns.recheck(p.worlds.world(), snap) })
 	p.worlds = newWorldStore(cfg.Namespace+"/"+cfg.Pod, p.worldChanged)
 	return p, nil

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,6 +68,43 @@ func readError(err error) error {
 	return fmt.Errorf("read: %w", err)
 }
 
+// Those who read slowly get small buffers: what waits to be written is held.
+const (
+	slowWrite = 250 * time.Millisecond // a write that takes so long has a slow reader behind it
+	slowFor   = 30 * time.Second       // which it counts as for so long
+)
+
+// pace notes how a destination takes what it is sent.
+type pace struct{ began, until time.Time }
+
+// top is the largest class that may be taken, if c may otherwise.
+func (p *pace) top(c class) class {
+	if c <= one || p.until.IsZero() {
+		return c
+	}
+	if time.Now().Before(p.until) {
+		return one
+	}
+	p.until = time.Time{}
+	return c
+}
+
+// begin and end are called before and after the write of a buffer of a class.
+func (p *pace) begin(c class) {
+	if c > small { // a slow reader's data doesn't come in small pieces for long
+		p.began = time.Now()
+	}
+}
+
+func (p *pace) end(c class) {
+	if c <= small {
+		return
+	}
+	if now := time.Now(); now.Sub(p.began) >= slowWrite {
+		p.until = now.Add(slowFor)
+	}
+}
+
 func sinkError(err error) error { return fmt.Errorf("%w: %w", ErrSink, err) }
 
 // copyTo is copy from this direction: it opens all records that are there, then
@@ -79,7 +117,10 @@ func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int
 		pieces, size, err := r.gather(left - taken)
 		taken += int64(size)
 		if size > 0 {
-			if werr := writePieces(dst, pieces); werr != nil {
+			r.pace.begin(r.buf.class)
+			werr := writePieces(dst, pieces)
+			r.pace.end(r.buf.class)
+			if werr != nil {
 				if left == math.MaxInt64 {
 					r.err = net.ErrClosed // nobody takes what else is there
 				}
@@ -93,7 +134,7 @@ func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int
 		case size > 0 || taken == left:
 			continue
 		}
-		r.top, r.most = sixteen, 0
+		r.top, r.most = r.pace.top(sixteen), 0
 		if left-taken < sixteenLen {
 			r.most = max(1, int(left-taken)+overhead-(r.e-r.r)) // what is left then fits in one record
 		}
@@ -153,6 +194,7 @@ type source struct {
 	buf   *buffer
 	next  class
 	top   class // largest class to take
+	pace  pace
 	try   func(fd uintptr) bool
 	n     int
 	cause error
@@ -168,7 +210,9 @@ func (s *source) copyTo(send func(b *buffer, n int) error, moved func(n int)) (t
 		n := s.n
 		s.left -= int64(n)
 		taken += int64(n)
+		s.pace.begin(s.buf.class)
 		err := send(s.buf, n)
+		s.pace.end(s.buf.class)
 		s.giveBack()
 		if err != nil {
 			return taken, sinkError(err)
@@ -181,6 +225,7 @@ func (s *source) copyTo(send func(b *buffer, n int) error, moved func(n int)) (t
 // fill reads once into a buffer and waits if nothing is there.
 func (s *source) fill() error {
 	s.n, s.cause = 0, nil
+	s.next = min(s.next, s.pace.top(sixteen))
 	var err error
 	if s.src != nil {
 		s.buf = s.pool.get(s.next)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"testing"
+	"time"
 )
 
 // A buffer of each class holds its records, and any record but for the smallest.
@@ -152,5 +153,41 @@ func TestKeysAreRenewedInTime(t *testing.T) {
 	}
 	if server.records.in.updates < 200/40 {
 		t.Errorf("%d updates", server.records.in.updates)
+	}
+}
+
+// Who takes nothing for a while gets small buffers from then on, in both
+// directions, and loses nothing.
+func TestSlowReadersGetSmallBuffers(t *testing.T) {
+	for _, encrypted := range []bool{false, true} {
+		p := &Pool{}
+		client, server := establishedIn(t, p, "aes128", 0)
+		want := bytes.Repeat([]byte("0123456789"), 400_000)
+		var src half = server
+		if !encrypted {
+			a, b := tcpPair(t)
+			client.Close()
+			src, client = b, nil
+			go func() { _, _ = a.Write(want); _ = a.CloseWrite() }()
+		} else {
+			go func() { _, _ = client.Write(want); _ = client.CloseWrite() }()
+		}
+		var got bytes.Buffer
+		held, slow := int64(-1), false
+		sink := writerFunc(func(b []byte) (int, error) {
+			if !slow && p.lent.Load() > fourLen { // it has become bulk
+				slow = true
+				<-time.After(slowWrite + 10*time.Millisecond)
+			} else if slow {
+				held = p.lent.Load()
+			}
+			return got.Write(b)
+		})
+		if err := p.Copy(sink, src, func(int) {}); err != nil || !bytes.Equal(got.Bytes(), want) {
+			t.Fatalf("%d bytes, %v", got.Len(), err)
+		}
+		if !slow || held != 0 {
+			t.Errorf("encrypted %v: slow %v, at the end %d bytes in large buffers", encrypted, slow, held)
+		}
 	}
 }

@@ -51,6 +51,7 @@ type reader struct {
 	// Of the read that is going on; try is a field so that it is made once.
 	try   func(fd uintptr) bool
 	top   class // largest class to take
+	pace  pace  // of whom a copy goes to
 	most  int   // bytes to read; 0 means any number
 	n     int
 	cause error
@@ -175,8 +176,8 @@ func (r *reader) makeRoom() {
 		r.r, r.e = 0, 0
 		return
 	}
-	if r.buf.class < want {
-		r.move(want)
+	if r.buf.class < want || (r.buf.class > one && want <= one) {
+		r.move(max(want, one))
 		return
 	}
 	r.e = copy(r.buf.mem, r.buf.mem[r.r:r.e])
