@@ -79,7 +79,7 @@ func (c *Checker) rootKept(ctx context.Context) *finding {
 		return cannotLook(err)
 	}
 	made := root.NotBefore.Add(rootBackdated)
-	age := c.Now.Sub(made)
+	age := max(0, c.Now.Sub(made)) // it may have been made while we waited
 	if age >= rootSettles {
 		return nil
 	}
