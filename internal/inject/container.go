@@ -88,13 +88,7 @@ func (in *injection) proxyContainer() corev1.Container {
 		Env:             in.env(),
 		Resources:       *in.resources.DeepCopy(),
 		SecurityContext: restricted(settings.ProxyUID),
-		VolumeMounts: []corev1.VolumeMount{
-			{Name: "istiod-ca-cert", MountPath: "/var/run/secrets/istio", ReadOnly: true},
-			{Name: "istio-token", MountPath: "/var/run/secrets/tokens", ReadOnly: true},
-			{Name: "istio-data", MountPath: "/var/lib/istio/data"},
-			{Name: "istio-envoy", MountPath: "/etc/istio/proxy"},
-			{Name: "istio-podinfo", MountPath: "/etc/istio/pod", ReadOnly: true},
-		},
+		VolumeMounts:    mounts(),
 	}
 	if in.probed {
 		ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: readyPath, Port: intstr.FromInt32(healthPort)}}
@@ -198,6 +192,17 @@ func podPorts(pod *corev1.Pod) string {
 		return "[]" // can't be: the type has no way to fail
 	}
 	return string(b)
+}
+
+// mounts are where the proxy has its volumes (contract 5.17).
+func mounts() []corev1.VolumeMount {
+	return []corev1.VolumeMount{
+		{Name: "istiod-ca-cert", MountPath: "/var/run/secrets/istio", ReadOnly: true},
+		{Name: "istio-token", MountPath: "/var/run/secrets/tokens", ReadOnly: true},
+		{Name: "istio-data", MountPath: "/var/lib/istio/data"},
+		{Name: "istio-envoy", MountPath: "/etc/istio/proxy"},
+		{Name: "istio-podinfo", MountPath: "/etc/istio/pod", ReadOnly: true},
+	}
 }
 
 // volumes are those of contract 5.17 that the proxy uses. It owns nothing in

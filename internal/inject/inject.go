@@ -11,6 +11,8 @@
 //	native   istio-init, istio-proxy (restartPolicy Always), then the user's: they run inside the mesh (contract 5.42)
 //	classic  the user's, then istio-init: they run outside of it (contract 5.43)
 //
+// A container istio-proxy that the pod brings customizes the proxy (contract 5.8).
+//
 // Annotations are part of the API. A value that is wrong refuses the pod; all
 // faults come at once. An annotation of Istio's registry that has no effect
 // here gives a warning by its name, never silence.
@@ -94,9 +96,12 @@ func Pod(req Request) (*corev1.Pod, []string, error) {
 	if !decision.Inject {
 		return nil, decision.Warnings, nil
 	}
+	var custom overrides
+	req.Pod, custom = takeCustom(req.Pod)
 	o := readOptions(req)
-	in := &injection{Request: req, options: o, pod: req.Pod.DeepCopy(), workload: workloadOf(req.Pod)}
+	in := &injection{Request: req, custom: custom, options: o, pod: req.Pod.DeepCopy(), workload: workloadOf(req.Pod)}
 	in.refuseNames()
+	in.refuseCustom()
 	in.refusePodSecurity()
 	in.probers()
 	in.mergeAppMetrics()
@@ -133,19 +138,19 @@ type injection struct {
 	options
 	pod      *corev1.Pod
 	workload workload
+	custom   overrides
 
 	appProbe   string // ISTIO_KUBE_APP_PROBERS, "" if there are none
 	appMetrics string // ISTIO_PROMETHEUS_ANNOTATIONS, "" if there are none
 }
 
-// refuseNames refuses pods that bring what injection adds: merging is not
-// available, and two of a name is a pod that the API server refuses with less
-// to go by.
+// refuseNames refuses pods that bring what injection adds: two of a name is a
+// pod that the API server refuses with less to go by.
 func (in *injection) refuseNames() {
 	for _, c := range slices.Concat(in.pod.Spec.InitContainers, in.pod.Spec.Containers) {
-		if c.Name == ProxyContainer || c.Name == InitContainer {
-			in.fault("container %q: the pod brings a container of this name itself, and customizing it that way is not available; remove it and use annotations such as %s",
-				c.Name, annotation.SidecarProxyCPU.Name)
+		if c.Name == InitContainer {
+			in.fault("container %q: the pod brings a container of this name itself, and it can't be customized; remove it, annotations such as %s say what is captured",
+				c.Name, annotation.SidecarTrafficExcludeOutboundPorts.Name)
 		}
 	}
 	ours := volumes()
@@ -188,9 +193,14 @@ func (in *injection) containers() {
 		always := corev1.ContainerRestartPolicyAlways
 		proxy.RestartPolicy = &always
 		proxy.Lifecycle = &corev1.Lifecycle{PreStop: command("drain")}
-		first = append(first, proxy)
 	case in.hold:
 		proxy.Lifecycle = &corev1.Lifecycle{PostStart: command("wait")}
+	}
+	in.customize(&proxy)
+	switch {
+	case in.native:
+		first = append(first, proxy)
+	case in.hold:
 		first, last = nil, first
 		spec.Containers = slices.Insert(spec.Containers, 0, proxy)
 	default:
@@ -270,6 +280,9 @@ func (in *injection) annotations() error {
 				a[name] = in.Pod.Spec.Containers[0].Name
 			}
 		}
+	}
+	if err := in.noteCustom(); err != nil {
+		return fmt.Errorf("write annotation %s: %w", annotation.ProxyOverrides.Name, err)
 	}
 	if in.mergeMetrics {
 		a[scrapeAnnotation], a[portAnnotation], a[pathAnnotation] = "true", fmt.Sprint(statsPort), "/stats/prometheus"

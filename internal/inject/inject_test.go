@@ -202,6 +202,45 @@ func TestBypassIsNamed(t *testing.T) {
 	}
 }
 
+// TestCustomProxy: what capture, identity and the proxy's rights rest on can't be
+// customized, and each fault names what it is (contract 5.8).
+func TestCustomProxy(t *testing.T) {
+	for want, c := range map[string]corev1.Container{
+		"args of the proxy":               {Args: []string{"x"}},
+		"command of the proxy":            {Command: []string{"x"}},
+		"securityContext of the proxy":    {SecurityContext: &corev1.SecurityContext{RunAsUser: new(int64(0))}},
+		"ports of the proxy":              {Ports: []corev1.ContainerPort{{ContainerPort: 1}}},
+		"env: POD_NAMESPACE":              {Env: []corev1.EnvVar{{Name: "POD_NAMESPACE", Value: "bank"}}},
+		"env: INVALID_DROP":               {Env: []corev1.EnvVar{{Name: "INVALID_DROP", Value: "true"}}},
+		"volumeMounts: x at /var/run":     {VolumeMounts: []corev1.VolumeMount{{Name: "x", MountPath: "/var/run/"}}},
+		"volumeMounts: x at /var/run/sec": {VolumeMounts: []corev1.VolumeMount{{Name: "x", MountPath: "/var/run/secrets/tokens/istio-token"}}},
+		"volumeMounts: x at /":            {VolumeMounts: []corev1.VolumeMount{{Name: "x", MountPath: "/"}}},
+		"volumeMounts: istio-token at":    {VolumeMounts: []corev1.VolumeMount{{Name: "istio-token", MountPath: "/x"}}},
+	} {
+		req := simple(nil)
+		c.Name, c.Image = ProxyContainer, "auto"
+		req.Pod.Spec.Containers = append(req.Pod.Spec.Containers, c)
+		if _, _, err := Pod(req); err == nil || !strings.HasPrefix(err.Error(), `container "istio-proxy": `+want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	req := simple(nil)
+	own := corev1.Container{Name: ProxyContainer, Image: "registry.example.com/proxy:1", ImagePullPolicy: corev1.PullNever, RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}
+	req.Pod.Spec.InitContainers = []corev1.Container{own}
+	if c := container(t, mustInject(t, req), ProxyContainer); c.Image != own.Image || c.ImagePullPolicy != own.ImagePullPolicy || *c.SecurityContext.RunAsUser != settings.ProxyUID {
+		t.Errorf("%+v", c)
+	}
+	req.Pod.Spec.Containers = append(req.Pod.Spec.Containers, corev1.Container{Name: ProxyContainer, Image: "auto"})
+	if _, _, err := Pod(req); err == nil || !strings.Contains(err.Error(), "brings it 2 times") {
+		t.Error(err)
+	}
+	req = simple(nil)
+	req.Pod.Spec.Containers = []corev1.Container{{Name: ProxyContainer, Image: "auto"}}
+	if _, _, err := Pod(req); err == nil || !strings.Contains(err.Error(), "gateway") {
+		t.Error(err)
+	}
+}
+
 // TestTrapsAreNamed: what goes wrong later gives a warning now (contract 5.43,
 // 5.48).
 func TestTrapsAreNamed(t *testing.T) {

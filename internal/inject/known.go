@@ -15,7 +15,7 @@ import (
 func honoured() []string {
 	var names []string
 	for _, a := range []*annotation.Instance{
-		&annotation.SidecarInject, &annotation.SidecarStatus, &annotation.IoIstioRev, &annotation.InjectTemplates,
+		&annotation.SidecarInject, &annotation.SidecarStatus, &annotation.ProxyOverrides, &annotation.IoIstioRev, &annotation.InjectTemplates,
 		&annotation.SidecarInterceptionMode, &annotation.SidecarNativeSidecar, &annotation.SidecarRewriteAppHTTPProbers, &annotation.PrometheusMergeMetrics,
 		&annotation.SidecarProxyImage, &annotation.SidecarLogLevel, &annotation.ProxyConfig,
 		&annotation.SidecarProxyCPU, &annotation.SidecarProxyMemory, &annotation.SidecarProxyCPULimit, &annotation.SidecarProxyMemoryLimit,

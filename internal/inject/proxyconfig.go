@@ -114,14 +114,15 @@ func (r reader) proxyMetadata(where string, metadata map[string]string) {
 	r.metadata = map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(metadata)) {
 		value := metadata[name]
-		switch name {
-		case "POD_NAME", "POD_NAMESPACE", "INSTANCE_IP", "INSTANCE_IPS", "SERVICE_ACCOUNT", "HOST_IP", "ISTIO_META_NODE_NAME", "ISTIO_KUBE_APP_PROBERS",
-			"PROXY_CONFIG", "ISTIO_META_INTERCEPTION_MODE":
+		switch {
+		case isFixedEnv(name):
 			r.fault("annotation %s: %s is set by injection and can't be replaced; remove it", where, name)
 			continue
-		case "ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "INVALID_DROP":
+		case isCaptureEnv(name):
 			r.fault("annotation %s: %s changes what is captured and is not available in this version; remove it", where, name)
 			continue
+		}
+		switch name {
 		case "ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE":
 			if value != "false" {
 				r.warn("annotation %s: %s is known, but has no effect in this version: DNS is not captured", where, name)
@@ -163,4 +164,19 @@ func meant(key string, known protoreflect.FieldDescriptors) string {
 		}
 	}
 	return ""
+}
+
+// isFixedEnv reports whether a variable says which pod the proxy is in, or what
+// of it goes through the proxy.
+func isFixedEnv(name string) bool {
+	return slices.Contains([]string{
+		"POD_NAME", "POD_NAMESPACE", "INSTANCE_IP", "INSTANCE_IPS", "SERVICE_ACCOUNT", "HOST_IP", "ISTIO_META_NODE_NAME", "ISTIO_KUBE_APP_PROBERS",
+		"PROXY_CONFIG", "ISTIO_META_INTERCEPTION_MODE",
+	}, name)
+}
+
+// isCaptureEnv reports whether a variable would change what is captured (contract
+// 5.32).
+func isCaptureEnv(name string) bool {
+	return slices.Contains([]string{"ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "INVALID_DROP"}, name)
 }
