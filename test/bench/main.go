@@ -88,6 +88,7 @@ func parse(args []string) (options, error) {
 	fs.DurationVar(&d.Warmup, "warmup", 200*time.Millisecond, "data: time before it")
 	fs.IntVar(&d.Cores[0], "core-ends", 0, "data: the core of client and application, where they are pinned")
 	fs.IntVar(&d.Cores[1], "core-proxies", 1, "data: the core of both proxies, where they are pinned")
+	fs.IntVar(&d.Nice, "nice", -15, "data: priority of all that is measured, so that what else the machine does disturbs less")
 	fs.BoolVar(&o.check, "check", false, "data: fail when a figure misses what it must reach by more than a third")
 	fs.StringVar(&o.baseline, "baseline", "", "data: JSON of an earlier run, to say what has changed since")
 

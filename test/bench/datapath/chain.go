@@ -72,6 +72,7 @@ func newChain(ctx context.Context, o Options, p peer, program string, place plac
 	if c.client, c.server, err = newPods(); err != nil {
 		return c, err
 	}
+	c.client.nice, c.server.nice = o.Nice, o.Nice
 	c.app, err = c.server.start(place.apps, c.loadgen("app", strconv.Itoa(appPort), strconv.Itoa(threads(place.apps))))
 	if err != nil {
 		return c, err

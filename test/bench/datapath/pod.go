@@ -27,29 +27,26 @@ const (
 	proxyUser = 1337
 )
 
-// urgent is the priority (nice) of all that is measured, so that what else the
-// machine does disturbs less.
-const urgent = -15
-
-// hurry gives the session of this process that priority, where the kernel
+// hurry gives the session of this process a priority (nice), where the kernel
 // schedules sessions instead of processes (autogroup). It returns what undoes it.
-func hurry() func() {
+func hurry(nice int) func() {
 	const file = "/proc/self/autogroup"
 	before, err := os.ReadFile(file)
 	if err != nil {
 		return func() {} // it doesn't
 	}
-	_, nice, ok := strings.Cut(strings.TrimSpace(string(before)), " nice ")
-	if !ok || os.WriteFile(file, []byte(strconv.Itoa(urgent)), 0) != nil {
+	_, was, ok := strings.Cut(strings.TrimSpace(string(before)), " nice ")
+	if !ok || os.WriteFile(file, []byte(strconv.Itoa(nice)), 0) != nil {
 		return func() {} // nice alone must do
 	}
-	return func() { _ = os.WriteFile(file, []byte(nice), 0) } // the session ends soon, or runs other things faster
+	return func() { _ = os.WriteFile(file, []byte(was), 0) } // the session ends soon, or runs other things faster
 }
 
 // pod is a network namespace with lo and eth0.
 type pod struct {
 	ns      *os.File
 	address netip.Addr
+	nice    int // priority of what is measured
 }
 
 // do runs f on a thread of its own in the pod's namespace and waits for it.
@@ -63,7 +60,7 @@ func (p *pod) do(cpus []int, f func() error) error {
 				return fmt.Errorf("enter namespace: %w", err)
 			}
 			if len(cpus) > 0 { // programs that f starts are there as well, and as urgent
-				if err := unix.Setpriority(unix.PRIO_PROCESS, 0, urgent); err != nil {
+				if err := unix.Setpriority(unix.PRIO_PROCESS, 0, p.nice); err != nil {
 					return fmt.Errorf("raise the priority: %w", err)
 				}
 				var set unix.CPUSet

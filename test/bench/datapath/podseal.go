@@ -156,6 +156,7 @@ func tell(store *xds.Store, root []byte) error {
 		return err
 	}
 	store.Replace(wire.TypeMesh, map[string][]byte{"mesh": mesh})
+	store.Replace(wire.TypeAuthorizationPolicy, nil) // there are none, and it must know that
 	store.Replace(wire.TypeService, map[string][]byte{namespace + "/server": body})
 	store.Replace(wire.TypeWorkload, workloads)
 	return nil

@@ -44,6 +44,7 @@ type Options struct {
 	WideRounds int           // of the others
 	Length     time.Duration // of one measurement
 	Warmup     time.Duration // before it
+	Nice       int           // priority of what is measured
 	Cores      [2]int        // of the ends and of the proxies, where they are pinned
 	Log        io.Writer
 	Load       func() string // load average
@@ -124,7 +125,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer alone()
-	defer hurry()()
+	defer hurry(o.Nice)()
 	o.most = (files - 1000) / 2
 	if o.dir, err = os.MkdirTemp("", "podseal-bench-"); err != nil {
 		return nil, err
