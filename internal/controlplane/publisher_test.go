@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/settings"
 	"podseal.io/podseal/internal/wire"
@@ -306,5 +307,58 @@ func TestConfig(t *testing.T) {
 	}
 	if c.complete(); c.Namespace != "d8-istio" || c.GRPCAddress != ":15012" || c.WebhookAddress != ":15017" || c.MetricsAddress != ":15014" || c.HealthAddress != ":8080" { // contract 4.6
 		t.Errorf("defaults %+v", c)
+	}
+}
+
+// TestPublishAuthorization: an AuthorizationPolicy reaches the store, its dry run
+// is an annotation and not its spec, and its last good version outlasts a bad one.
+func TestPublishAuthorization(t *testing.T) {
+	ap := policyObject("shop", "p", map[string]any{"action": "DENY", "rules": []any{map[string]any{}}})
+	ap.SetKind(discovery.KindAuthorizationPolicy)
+	c := fakeClient(runningPod("shop", "a", "10.0.0.1"), ap)
+	p := newTestPublisher(readyAuthority(t), c)
+	told := func() *policy.AuthorizationPolicy {
+		t.Helper()
+		if _, err := p.publish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		all := p.cfg.Store.Resources(wire.TypeAuthorizationPolicy)
+		if len(all) == 0 {
+			return nil
+		}
+		got, err := wire.ParseAuthorizationPolicy(all[0].Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if got := told(); got == nil || got.Effect != policy.Deny || len(got.Rules) != 1 || got.DryRun {
+		t.Errorf("%+v", got)
+	}
+	before := ap.DeepCopy()
+	ap.SetAnnotations(map[string]string{"istio.io/dry-run": "true"})
+	if !policyMatters(before, ap) {
+		t.Error("an annotation doesn't matter")
+	}
+	if err := c.Update(t.Context(), ap); err != nil {
+		t.Fatal(err)
+	}
+	if got := told(); got == nil || !got.DryRun {
+		t.Errorf("%+v", got)
+	}
+	ap.Object["spec"] = map[string]any{"action": "DENY", "rules": []any{map[string]any{"from": []any{}}}}
+	if err := c.Update(t.Context(), ap); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := told(); got == nil || !got.DryRun || got.Rules[0].From != nil {
+			t.Errorf("%+v", got)
+		}
+	}
+	if err := c.Delete(t.Context(), ap); err != nil {
+		t.Fatal(err)
+	}
+	if got := told(); got != nil {
+		t.Errorf("deleted, and still told: %+v", got)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -289,6 +290,7 @@ func (s *shop) serve(t *testing.T) {
 	})}
 	l, mail := s.server.listen(t, ":80"), s.server.listen(t, ":25")
 	done := make(chan struct{}, 2)
+	var talks sync.WaitGroup
 	go func() { web.Serve(l); done <- struct{}{} }()
 	go func() {
 		defer func() { done <- struct{}{} }()
@@ -297,12 +299,14 @@ func (s *shop) serve(t *testing.T) {
 			if err != nil {
 				return
 			}
-			io.WriteString(c, greeting)
-			io.Copy(c, c)
-			c.Close()
+			talks.Go(func() {
+				defer c.Close()
+				io.WriteString(c, greeting)
+				io.Copy(c, c)
+			})
 		}
 	}()
-	t.Cleanup(func() { web.Close(); mail.Close(); <-done; <-done })
+	t.Cleanup(func() { web.Close(); mail.Close(); <-done; <-done; talks.Wait() })
 }
 
 // TestMesh is the walkthrough in small: capture and proxies as in a pod, and what
