@@ -129,15 +129,15 @@ where HUB has podseal:%[5]s and podseal-proxy:%[5]s. Nothing is installed yet.`,
 
 // walk walks and shows the outcome; what was not as expected is an error.
 func walk(ctx context.Context, cfg walkthrough.Config, start time.Time) error {
-	fmt.Printf("\nReady after %.0f s. What follows are the document's own commands, and after each call what tcpdump saw on the webserver's node.\n", time.Since(start).Seconds())
+	fmt.Fprintf(cfg.Out, "\nReady after %.0f s. What follows are the document's own commands, and after each call what tcpdump saw on the webserver's node.\n", time.Since(start).Seconds())
 	report, err := walkthrough.Run(ctx, cfg)
-	report.Table(os.Stdout)
+	report.Table(cfg.Out)
 	if err != nil {
 		return err
 	}
 	if report.Failed() {
 		return errors.New("some calls were not as expected: see FAIL in the table")
 	}
-	fmt.Printf("The walkthrough took %.0f s, the whole demo %.0f s.\n", report.Took.Seconds(), time.Since(start).Seconds())
+	fmt.Fprintf(cfg.Out, "The walkthrough took %.0f s, the whole demo %.0f s.\n", report.Took.Seconds(), time.Since(start).Seconds())
 	return nil
 }

@@ -249,23 +249,29 @@ func (w *walk) judgeRecord(ctx context.Context, c call, since time.Time, fault f
 		return "", ""
 	}
 	id := w.domain + "/ns/" + namespace + "/sa/default"
+	asExpected := r.Reason == "plaintext_refused"
 	switch c.want {
 	case encrypted:
-		if r.Security != "mutual_tls" || r.Version != "TLS 1.3" || r.Group != "X25519MLKEM768" || r.SrcIdentity != id || r.DstIdentity != id {
-			fault("recorded as %+v", r)
-		}
-		return fmt.Sprintf("%s, %s, %s", r.Security, r.Version, r.Group), r.SrcIdentity + " → " + r.DstIdentity
+		asExpected = r.Security == "mutual_tls" && r.Version == "TLS 1.3" && r.Group == "X25519MLKEM768" && r.SrcIdentity == id && r.DstIdentity == id
 	case plaintext:
-		if r.Security != "plaintext" || r.SrcIdentity != "" {
-			fault("recorded as %+v", r)
-		}
-		return r.Security + ", client unknown", ""
-	default:
-		if r.Reason != "plaintext_refused" {
-			fault("recorded as %+v", r)
-		}
-		return "refused: " + r.Reason, ""
+		asExpected = r.Security == "plaintext" && r.SrcIdentity == ""
+	case refused:
 	}
+	if !asExpected {
+		fault("recorded as %+v", r)
+	}
+	return r.summary()
+}
+
+// summary is a record in a line, and who called whom if both are known.
+func (r record) summary() (line, from string) {
+	switch {
+	case r.Reason != "":
+		return r.Reason, ""
+	case r.SrcIdentity == "":
+		return r.Security + ", client unknown", ""
+	}
+	return fmt.Sprintf("%s, %s, %s", r.Security, r.Version, r.Group), r.SrcIdentity + " → " + r.DstIdentity
 }
 
 // record finds the last inbound record since a time. The proxy writes it when
