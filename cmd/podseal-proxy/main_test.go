@@ -60,7 +60,7 @@ func TestInjectedSettings(t *testing.T) {
 		t.Fatalf("code %d: %s", code, out.String())
 	}
 	if cfg.Pod != "web-1" || cfg.Namespace != "shop" || cfg.Addresses[0].String() != "10.0.0.7" || cfg.Drain != 7*time.Second ||
-		cfg.Control.Address != "istiod.d8-istio.svc:15012" || cfg.Metadata["SERVICE_ACCOUNT"] != "web" || string(cfg.Probers) != "{}" ||
+		cfg.Control.Address != "istiod.d8-istio.svc:15012" || cfg.Control.StateFile != "/var/lib/istio/data/world" || cfg.Metadata["SERVICE_ACCOUNT"] != "web" || string(cfg.Probers) != "{}" ||
 		cfg.AppMetrics != (proxy.AppMetrics{Port: 9090, Path: "/m"}) || cfg.Listen != proxy.DefaultListen() {
 		t.Errorf("%+v", cfg)
 	}

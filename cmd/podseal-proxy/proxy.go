@@ -26,6 +26,7 @@ const (
 	defaultCA        = "istiod.d8-istio.svc:15012"
 	defaultRootFile  = "/var/run/secrets/istio/root-cert.pem"
 	defaultTokenFile = "/var/run/secrets/tokens/istio-token" //nolint:gosec // a path, not a secret
+	defaultStateFile = "/var/lib/istio/data/world"
 )
 
 // gcPercent trades memory for collections: the heap of a proxy is small and
@@ -74,6 +75,7 @@ func proxyConfig(args []string, getenv func(string) string, stderr io.Writer) (p
 	fs.StringVar(&cfg.Control.ServerName, "ca-server-name", getenv("CA_SERVER_NAME"), "name in its certificate, if not the host (env CA_SERVER_NAME)")
 	fs.StringVar(&cfg.Control.RootFile, "root-file", defaultRootFile, "PEM that the control plane is verified with")
 	fs.StringVar(&cfg.Control.TokenFile, "token-file", defaultTokenFile, "service account token")
+	fs.StringVar(&cfg.Control.StateFile, "state-file", defaultStateFile, "what the control plane has told is kept here for a restart of this program; keys are not; empty keeps nothing")
 	fs.StringVar(&cfg.Listen.Outbound, "listen-outbound", cfg.Listen.Outbound, "where captured outbound connections arrive")
 	fs.StringVar(&cfg.Listen.Inbound, "listen-inbound", cfg.Listen.Inbound, "where captured inbound connections arrive")
 	fs.StringVar(&cfg.Listen.Health, "listen-health", cfg.Listen.Health, "readiness")

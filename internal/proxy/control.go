@@ -30,6 +30,8 @@ type Control struct {
 	RootFile   string // PEM, read at each connect (contract 4.30)
 	TokenFile  string // read at each request (contract 4.18)
 	TTL        time.Duration
+	StateFile  string        // what the control plane has told is kept here for a restart; "" keeps nothing
+	Grace      time.Duration // after a restart it is waited for so long before that is believed; 0 is 5 s
 }
 
 // runControl keeps world and certificates fresh until the context ends. Nothing
@@ -48,23 +50,23 @@ func (p *proxy) runControl(ctx context.Context) {
 	}
 	defer conn.Close()
 	token := func() (string, error) { return readToken(c.TokenFile) }
+	types := worldTypes()
+	remembered, held := p.remember(types)
+	defer remembered.close()
 	client := xds.NewClient(xds.ClientConfig{
-		Conn: conn, NodeID: p.nodeID(), Metadata: p.cfg.Metadata, Token: token, Log: p.log,
-		Types:  worldTypes(),
-		Handle: p.worlds.handle,
+		Conn: conn, NodeID: p.nodeID(), Metadata: p.cfg.Metadata, Token: token, Log: p.log, Types: types, Held: held,
+		Handle: func(typeURL string, upserts []xds.Resource, removed []string) map[string]error {
+			rejected := p.worlds.handle(typeURL, upserts, removed)
+			remembered.note(typeURL, upserts, removed, rejected)
+			return rejected
+		},
 	})
 	p.control.Store(client)
 	issuing := ca.NewClient(ca.ClientConfig{Conn: conn, Token: token, TTL: c.TTL, ClusterID: p.cfg.Cluster, Now: p.cfg.Now, Log: p.log})
 	p.creds.follow(issuing.Trust) // a root that was exchanged must not wait for half of a certificate's life
 	var all sync.WaitGroup
 	all.Go(func() { _ = client.Run(ctx) }) // it returns the context's cause and nothing else
-	all.Go(func() {
-		select {
-		case <-client.Synced():
-			p.worlds.synced()
-		case <-ctx.Done():
-		}
-	})
+	all.Go(func() { p.confirm(ctx, client, remembered) })
 	all.Go(func() {
 		_ = issuing.Run(ctx, func(cred *identity.Credential, bundle *identity.Bundle) { // likewise
 			p.metrics.CertificateExpires(cred.Leaf.NotAfter)

@@ -121,6 +121,13 @@ func (cp *controlPlane) publish(t *testing.T, w *meshtest.World) {
 // startControlled runs the proxy of a pod that knows nothing but its files.
 func startControlled(t *testing.T, m *testMesh, cp *controlPlane, i int) *proxy {
 	t.Helper()
+	p, stop := startControlledStoppable(t, m, cp, i)
+	t.Cleanup(stop)
+	return p
+}
+
+func startControlledStoppable(t *testing.T, m *testMesh, cp *controlPlane, i int, change ...func(*Config)) (*proxy, func()) {
+	t.Helper()
 	pod := m.world.Workloads[i]
 	dir := t.TempDir()
 	for file, content := range map[string][]byte{"token": []byte("shop/" + pod.Name + "\n"), "root": cp.issuer.Bundle().PEM()} {
@@ -128,12 +135,16 @@ func startControlled(t *testing.T, m *testMesh, cp *controlPlane, i int) *proxy 
 			t.Fatal(err)
 		}
 	}
-	p, err := newProxy(Config{
+	cfg := Config{
 		Log: slog.New(slog.DiscardHandler), Namespace: pod.Namespace, Pod: pod.Name, Addresses: pod.Addresses, Cluster: "Kubernetes",
 		Listen:      Listen{Outbound: "127.0.0.1:0", Inbound: "127.0.0.1:0", Health: "127.0.0.1:0"},
 		OriginalDst: m.net.OriginalDst, Dial: m.net.Dial(pod.Addresses[0]), Random: func(int) int { return 0 },
 		Control: Control{Address: cp.addr, ServerName: "istiod.d8-istio.svc", RootFile: filepath.Join(dir, "root"), TokenFile: filepath.Join(dir, "token"), TTL: time.Hour},
-	})
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	p, err := newProxy(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,8 +155,7 @@ func startControlled(t *testing.T, m *testMesh, cp *controlPlane, i int) *proxy 
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = p.run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
-	return p
+	return p, func() { cancel(); <-done }
 }
 
 // All of it together: certificates by token, the world by xDS, a policy that

@@ -113,7 +113,7 @@ type httpExchange struct {
 	head      []byte // as sent to the application, with what was there of the body
 	started   time.Time
 	sent      time.Time
-	received  int64 // bytes of the request
+	received  atomic.Int64 // bytes of the request
 
 	bodySent atomic.Bool
 	fault    atomic.Int32 // an httpFault of the request while respond owns the exchange
@@ -278,7 +278,7 @@ func (h *httpRelay) report(ex *httpExchange, status int, flags string, responseB
 		return
 	}
 	h.OnRequest(RequestInfo{
-		Method: ex.method, Status: status, Flags: flags, RequestBytes: ex.received,
+		Method: ex.method, Status: status, Flags: flags, RequestBytes: ex.received.Load(),
 		ResponseBytes: responseBytes, Duration: h.Now().Sub(ex.started),
 	})
 }

@@ -103,7 +103,7 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	}
 	h.setHead(append(head, there[:n]...))
 	h.in.take(n)
-	ex.received = int64(size + n)
+	ex.received.Store(int64(size + n))
 	if !allowed {
 		ex.keep = ex.keep && body.done()
 		if next = h.deny(); !next {
@@ -146,7 +146,8 @@ func (h *httpRelay) reset(ex *httpExchange, r *wire.RequestHead) {
 	ex.keep, ex.keepApp, ex.tunnel, ex.early = !r.Close && r.Minor == 1, false, false, false
 	ex.upgrade, ex.decorated, ex.reused, ex.replay = upgradeOf(r) != nil, false, false, false
 	ex.started = h.Now()
-	ex.sent, ex.received = ex.started, 0
+	ex.sent = ex.started
+	ex.received.Store(0)
 }
 
 // methodName is the method as a string, without allocation for the usual ones.
@@ -246,7 +247,7 @@ func (h *httpRelay) sendBody(body *httpBody, failed bool) (whole bool, err error
 		c.discard = true
 		err = c.run()
 	}
-	h.ex.received += h.toApp.Load() - before
+	h.ex.received.Add(h.toApp.Load() - before)
 	if err == nil {
 		h.ex.bodySent.Store(true)
 		return true, nil

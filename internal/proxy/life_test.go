@@ -230,8 +230,8 @@ func TestDrainAndQuitRequests(t *testing.T) {
 	}
 	c := p.dial()
 	exchange(t, c, "x")
-	if code, _ := get(t, p.clientSide, 1, "POST", "/quitquitquit"); code != http.StatusOK {
-		t.Errorf("quit: %d", code)
+	if code, body := get(t, p.clientSide, 1, "POST", "/quitquitquit"); code != http.StatusOK || body != "ok\n" {
+		t.Errorf("quit: %d %q", code, body)
 	}
 	ends(t, c)
 }

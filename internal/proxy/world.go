@@ -24,6 +24,8 @@ type worldStore struct {
 	access    accessStore
 	got       map[string]bool // types that were handled at least once
 	ready     bool
+
+	unconfirmed bool // what is in force is from before a restart, and may be out of date
 }
 
 // worldTypes are what a proxy asks for, in the order in which it wants to be told:
@@ -133,6 +135,7 @@ func (s *worldStore) swap() {
 func (s *worldStore) synced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.unconfirmed = false
 	for _, typeURL := range worldTypes() {
 		s.got[typeURL] = true
 	}
@@ -142,7 +145,7 @@ func (s *worldStore) synced() {
 // announce closes known once all is known that a decision needs. Callers hold mu.
 func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]
-	if !s.ready && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] {
+	if !s.ready && !s.unconfirmed && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] {
 		s.ready = true
 		close(s.known)
 	}

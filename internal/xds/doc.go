@@ -26,6 +26,8 @@
 //     plane that is starting must not tell its clients that nothing exists.
 //   - A version that was rejected is not sent again on that stream.
 //
+// A [Journal] keeps what a client holds in a file, for a restart without a server.
+//
 // The text of a NACK names the resources at fault, one to a line after the
 // first: the name as a Go string literal, a colon, a space and the reason. A
 // NACK without such lines rejects the whole response.
