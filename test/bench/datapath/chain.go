@@ -277,7 +277,7 @@ func (c *chain) drive(ctx context.Context, p peer, jobs []load.Job, warmup, leng
 	if err != nil {
 		return load.Result{}, fmt.Errorf("encode the specification: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, warmup+length+10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, warmup+length+40*time.Second)
 	defer cancel()
 	out, err := c.client.run(ctx, c.place.apps, c.loadgen("drive", string(text)))
 	if err != nil {

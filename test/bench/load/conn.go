@@ -15,6 +15,7 @@ type conn struct {
 	connected bool
 	begun     bool  // something was sent on it
 	busy      bool  // something is under way
+	carried   bool  // it is known to work
 	began     int64 // when that was due
 	out       []byte
 	own       []byte // what out is made of for HTTP/2
@@ -24,9 +25,9 @@ type conn struct {
 	events    uint32 // that are waited for
 }
 
-// open makes a connection and begins to connect it, unless it is one that waits
+// dial makes a connection and begins to connect it, unless it is one that waits
 // until a start is due.
-func (w *worker) open(j *job) error {
+func (w *worker) dial(j *job) error {
 	sa, family := sockaddr(w.address)
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
@@ -169,6 +170,7 @@ func (w *worker) connected(c *conn) error {
 		}
 		switch {
 		case j.interval > 0:
+			w.ready(c)
 			w.rest(c)
 			return nil
 		case j.Kind == Down:
@@ -179,11 +181,7 @@ func (w *worker) connected(c *conn) error {
 		return w.wait(c, unix.EPOLLIN|unix.EPOLLOUT)
 	case Echo, HTTP1, HTTP2:
 	}
-	if c.job.interval > 0 {
-		w.rest(c)
-		return w.wait(c, unix.EPOLLIN)
-	}
-	return w.start(c, w.clock())
+	return w.start(c, w.clock()) // at a rate as well: once, to have a connection that works
 }
 
 // bulk moves a block in each direction.
@@ -246,7 +244,7 @@ func (w *worker) feed(c *conn, b []byte) error {
 	switch {
 	case j.Kind == Connect:
 		w.close(c)
-		return w.open(j)
+		return w.dial(j)
 	case j.interval > 0:
 		w.rest(c)
 		return w.send(c)

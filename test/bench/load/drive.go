@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +37,15 @@ func Drive(s Spec) (Result, error) {
 	}
 	threads := max(1, s.Threads)
 	start := time.Now()
+	shared := new(window)
+	for _, j := range s.Jobs {
+		if j.Kind != Connect {
+			shared.pending.Add(int64(j.Conns))
+		}
+	}
 	workers := make([]*worker, threads)
 	for i := range workers {
-		w := &worker{spec: s, address: address, first: i == 0, base: start, buffer: make([]byte, blockSize)}
-		w.from, w.until = int64(s.Warmup), int64(s.Warmup+s.Length)
+		w := &worker{spec: s, window: shared, address: address, first: i == 0, base: start, buffer: make([]byte, blockSize)}
 		for n, j := range s.Jobs {
 			conns := j.Conns / threads
 			if i < j.Conns%threads {
@@ -98,6 +104,17 @@ func sum(s Spec, workers []*worker) Result {
 	return r
 }
 
+// setupLimit is how long connections may take to be made before it is measured
+// without some of them.
+const setupLimit = 20 * time.Second
+
+// window is when it is measured: it opens when each connection that is kept has
+// carried something, so that handshakes are not a part of what follows them.
+type window struct {
+	pending     atomic.Int64 // connections that have not
+	from, until atomic.Int64 // ns since the base; until is 0 before it is known
+}
+
 // reading is the CPU time that there was at a moment.
 type reading struct {
 	at                      int64 // ns since the base
@@ -142,9 +159,10 @@ func newJob(j Job, index, conns int, share float64, seed uint64) *job {
 type worker struct {
 	spec          Spec
 	address       netip.AddrPort
-	first         bool // it reads the CPU times
+	window        *window
+	first         bool // it reads the CPU times, and opens the window
 	base          time.Time
-	from, until   int64
+	from, until   int64 // the window, once it is known
 	now           int64
 	jobs          []*job
 	poll          *poller
@@ -168,14 +186,15 @@ func (w *worker) run() (err error) {
 	}
 	for _, j := range w.jobs {
 		for range j.conns {
-			if err := w.open(j); err != nil {
+			if err := w.dial(j); err != nil {
 				return err
 			}
 		}
 	}
 	read := false
-	for w.clock() < w.until {
-		if w.first && !read && w.now >= w.from {
+	for w.clock(); w.until == 0 || w.now < w.until; w.clock() {
+		w.open()
+		if w.first && !read && w.until > 0 && w.now >= w.from {
 			read = true
 			if w.before, err = w.read(); err != nil {
 				return err
@@ -212,6 +231,25 @@ func (w *worker) run() (err error) {
 	return err
 }
 
+// open opens the window when it is time, or learns that it is open.
+func (w *worker) open() {
+	if w.until > 0 {
+		return
+	}
+	if w.first && (w.window.pending.Load() <= 0 || w.now > int64(setupLimit)) {
+		from := w.now + int64(w.spec.Warmup)
+		w.window.from.Store(from)
+		w.window.until.Store(from + int64(w.spec.Length))
+	}
+	if w.until = w.window.until.Load(); w.until == 0 {
+		return
+	}
+	w.from = w.window.from.Load()
+	for _, j := range w.jobs {
+		j.due += float64(w.now)
+	}
+}
+
 // read reads the CPU times of everybody.
 func (w *worker) read() (r reading, err error) {
 	r.at = w.now
@@ -227,6 +265,9 @@ func (w *worker) read() (r reading, err error) {
 
 // timeout is until something is due.
 func (w *worker) timeout() time.Duration {
+	if w.until == 0 {
+		return time.Millisecond
+	}
 	next := w.until
 	if w.now < w.from {
 		next = w.from
@@ -242,7 +283,7 @@ func (w *worker) timeout() time.Duration {
 // begin starts what is due, on connections that have nothing to do.
 func (w *worker) begin() error {
 	for _, j := range w.jobs {
-		if j.interval == 0 {
+		if j.interval == 0 || w.until == 0 {
 			continue
 		}
 		for int64(j.due) <= w.now && len(j.waiting) < maxWaiting {
@@ -274,12 +315,24 @@ func (w *worker) failed(c *conn, err error) error {
 	if w.faults > maxFaults {
 		return fmt.Errorf("%d connections failed; the first: %w", w.faults, w.fault)
 	}
-	return w.open(c.job)
+	return w.dial(c.job)
+}
+
+// ready notes that a connection has carried something.
+func (w *worker) ready(c *conn) {
+	if !c.carried {
+		c.carried = true
+		w.window.pending.Add(-1)
+	}
 }
 
 // done counts what is complete.
 func (w *worker) done(c *conn, bytes int) {
 	now := w.clock()
+	if !c.carried && c.job.Kind != Connect {
+		w.ready(c)
+		return // it has the handshake in it
+	}
 	if now < w.from || now >= w.until {
 		return
 	}
@@ -290,6 +343,9 @@ func (w *worker) done(c *conn, bytes int) {
 
 // moved counts bytes of bulk.
 func (w *worker) moved(c *conn, n int) {
+	if n > 0 {
+		w.ready(c)
+	}
 	if w.now >= w.from && w.now < w.until {
 		c.job.bytes += int64(n)
 	}
