@@ -73,7 +73,10 @@ func newChain(ctx context.Context, o Options, p peer, program string, place plac
 		return c, err
 	}
 	c.client.nice, c.server.nice = o.Nice, o.Nice
-	c.app, err = c.server.start(place.apps, c.loadgen("app", strconv.Itoa(appPort), strconv.Itoa(threads(place.apps))))
+	if err := load.NewCounter(c.counter()); err != nil {
+		return c, err
+	}
+	c.app, err = c.server.start(place.apps, c.loadgen("app", strconv.Itoa(appPort), strconv.Itoa(threads(place.apps)), c.counter()))
 	if err != nil {
 		return c, err
 	}
@@ -259,6 +262,9 @@ func (c *chain) stop() {
 	_ = os.RemoveAll(c.dir) // below the folder for what is temporary
 }
 
+// counter is the file in which the application counts.
+func (c *chain) counter() string { return filepath.Join(c.dir, "counter") }
+
 func (c *chain) pids() []int {
 	var all []int
 	for _, r := range c.proxies {
@@ -271,7 +277,7 @@ func (c *chain) pids() []int {
 func (c *chain) drive(ctx context.Context, p peer, jobs []load.Job, warmup, length time.Duration) (load.Result, error) {
 	spec := load.Spec{
 		Address: address(p), Jobs: jobs, Warmup: warmup, Length: length, Threads: threads(c.place.apps),
-		Proxies: c.pids(), Server: c.app.pids(),
+		Proxies: c.pids(), Server: c.app.pids(), Counter: c.counter(),
 	}
 	text, err := json.Marshal(spec)
 	if err != nil {

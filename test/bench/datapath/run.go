@@ -371,7 +371,7 @@ func (b *bench) once(ctx context.Context, place placement, s scenario, p contend
 		}
 		jobs[0].Rate = b.half[place.name]
 	}
-	r, err := c.drive(ctx, p.peer, jobs, b.Warmup, b.Length)
+	r, err := c.drive(ctx, p.peer, jobs, b.Warmup+s.fill(), b.Length)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"time"
 
 	"podseal.io/podseal/test/bench/load"
 )
@@ -102,6 +103,15 @@ func (s scenario) metrics() []metric {
 		}
 	}
 	return nil
+}
+
+// fill is the additional time that a scenario takes until it is steady: bulk fills
+// the buffers of each connection first.
+func (s scenario) fill() time.Duration {
+	if s.group != groupBulk {
+		return 0
+	}
+	return time.Duration(s.jobs[0].Conns) * 15 * time.Millisecond
 }
 
 // Names of the scenarios that figures are made of.

@@ -197,7 +197,7 @@ func (w *worker) bulk(c *conn, events uint32) error {
 		if errno != 0 && !again(errno) {
 			return fmt.Errorf("write: %w", errno)
 		}
-		w.moved(c, n)
+		w.sent(c, n)
 	}
 	if c.job.Kind != Up && events&unix.EPOLLIN != 0 {
 		n, errno := dropSocket(c.fd)

@@ -80,6 +80,9 @@ func sum(s Spec, workers []*worker) Result {
 	}
 	for n, j := range s.Jobs {
 		res := JobResult{Kind: j.Kind}
+		if j.Kind == Up && j.Rate == 0 || j.Kind == Both {
+			res.Bytes = float64(first.after.received - first.before.received)
+		}
 		times := new(histogram)
 		for _, w := range workers {
 			for _, own := range w.jobs {
@@ -119,6 +122,7 @@ type window struct {
 type reading struct {
 	at                      int64 // ns since the base
 	proxies, server, client float64
+	received                uint64 // bytes of bulk that have reached the application
 }
 
 // job is one worker's part of a job.
@@ -253,6 +257,9 @@ func (w *worker) open() {
 // read reads the CPU times of everybody.
 func (w *worker) read() (r reading, err error) {
 	r.at = w.now
+	if r.received, err = readCounter(w.spec.Counter); err != nil {
+		return r, err
+	}
 	if r.proxies, err = CPU(w.spec.Proxies); err != nil {
 		return r, err
 	}
@@ -339,6 +346,16 @@ func (w *worker) done(c *conn, bytes int) {
 	c.job.count++
 	c.job.bytes += int64(bytes)
 	c.job.times.add(now - c.began)
+}
+
+// sent counts bytes of bulk that the kernel has taken, unless the application
+// counts what arrives.
+func (w *worker) sent(c *conn, n int) {
+	if w.spec.Counter == "" {
+		w.moved(c, n)
+	} else if n > 0 {
+		w.ready(c)
+	}
 }
 
 // moved counts bytes of bulk.

@@ -68,6 +68,9 @@ type Spec struct {
 	Threads int           `json:"threads"`
 	Proxies []int         `json:"proxies"` // processes whose CPU time is measured
 	Server  []int         `json:"server"`  // the application's
+	// Counter is the file in which the application counts the bytes of bulk that
+	// have arrived. Without it bytes count when they are sent, into buffers too.
+	Counter string `json:"counter,omitempty"`
 }
 
 // Result is what was measured in the time after the warm-up. Times of CPU are in
@@ -94,17 +97,21 @@ type JobResult struct {
 	Waiting int     `json:"waiting"` // due and not begun at the end
 }
 
-// Main runs one of the two ends as a program: app PORT THREADS, drive SPEC (as
-// JSON), or hold ADDRESS COUNT.
+// Main runs one of the two ends as a program: app PORT THREADS COUNTER, drive SPEC
+// (as JSON), or hold ADDRESS COUNT.
 func Main(ctx context.Context, args []string) error {
 	switch {
-	case len(args) == 3 && args[0] == "app":
+	case len(args) == 4 && args[0] == "app":
 		port, err1 := strconv.ParseUint(args[1], 10, 16)
 		threads, err2 := strconv.Atoi(args[2])
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
-		return Serve(ctx, []int{int(port), int(port) + 1}, threads)
+		received, err := counter(args[3])
+		if err != nil {
+			return err
+		}
+		return Serve(ctx, []int{int(port), int(port) + 1}, threads, received)
 	case len(args) == 2 && args[0] == "drive":
 		var s Spec
 		if err := json.Unmarshal([]byte(args[1]), &s); err != nil {
@@ -122,7 +129,7 @@ func Main(ctx context.Context, args []string) error {
 		}
 		return hold(args[1], n, os.Stdin, os.Stdout)
 	default:
-		return errors.New("usage: app PORT THREADS | drive SPEC | hold ADDRESS COUNT")
+		return errors.New("usage: app PORT THREADS COUNTER | drive SPEC | hold ADDRESS COUNT")
 	}
 }
 

@@ -8,24 +8,34 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-// application runs the application until the test ends, and returns its address.
-func application(t *testing.T) string {
+// application runs the application until the test ends, and returns its address and
+// its counter.
+func application(t *testing.T) (address, counterFile string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().(*net.TCPAddr)
+	at := l.Addr().(*net.TCPAddr)
 	l.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, []int{address.Port}, 2) }()
+	file := filepath.Join(t.TempDir(), "counter")
+	if err := NewCounter(file); err != nil {
+		t.Fatal(err)
+	}
+	received, err := counter(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { done <- Serve(ctx, []int{at.Port}, 2, received) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -34,12 +44,12 @@ func application(t *testing.T) string {
 	})
 	end := time.Now().Add(10 * time.Second)
 	for {
-		c, err := Exchange(address.String())
+		c, err := Exchange(at.String())
 		if c != nil {
 			c.Close()
 		}
 		if err == nil {
-			return address.String()
+			return at.String(), file
 		}
 		if time.Now().After(end) {
 			t.Fatal(err)
@@ -49,7 +59,7 @@ func application(t *testing.T) string {
 
 // Every kind of work gets done, in closed loop and at a rate, and is counted.
 func TestDrive(t *testing.T) {
-	address := application(t)
+	address, file := application(t)
 	const length = 300 * time.Millisecond
 	for _, j := range []Job{
 		{Kind: Up, Conns: 3},
@@ -67,7 +77,7 @@ func TestDrive(t *testing.T) {
 		{Kind: HTTP2, Conns: 5, Size: 200, Rate: 500},
 	} {
 		t.Run(fmt.Sprintf("%s-%d-%.0f", j.Kind, j.Size, j.Rate), func(t *testing.T) {
-			r, err := Drive(Spec{Address: address, Jobs: []Job{j}, Warmup: 50 * time.Millisecond, Length: length, Threads: 2, Server: []int{os.Getpid()}})
+			r, err := Drive(Spec{Address: address, Jobs: []Job{j}, Warmup: 50 * time.Millisecond, Length: length, Threads: 2, Counter: file, Server: []int{os.Getpid()}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +148,7 @@ func TestFaults(t *testing.T) {
 }
 
 func TestHold(t *testing.T) {
-	address := application(t)
+	address, _ := application(t)
 	in, stop := io.Pipe()
 	out, said := io.Pipe()
 	done := make(chan error, 1)

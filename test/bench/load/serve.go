@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,12 +34,13 @@ func listen(address netip.AddrPort) (int, error) {
 }
 
 // Serve is the application, on all addresses, until the context ends.
-func Serve(ctx context.Context, ports []int, threads int) error {
+// It adds the bytes of bulk that have arrived to received.
+func Serve(ctx context.Context, ports []int, threads int, received *atomic.Uint64) error {
 	debug.SetGCPercent(400)
 	var all sync.WaitGroup
 	faults := make([]error, threads)
 	for i := range threads {
-		s := &server{answers: map[int][]byte{}, buffer: make([]byte, blockSize), listeners: map[int]bool{}}
+		s := &server{received: received, answers: map[int][]byte{}, buffer: make([]byte, blockSize), listeners: map[int]bool{}}
 		for _, port := range ports {
 			fd, err := listen(netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port)))
 			if err != nil {
@@ -54,6 +56,7 @@ func Serve(ctx context.Context, ports []int, threads int) error {
 
 // server is one thread of the application.
 type server struct {
+	received  *atomic.Uint64
 	poll      *poller
 	listeners map[int]bool
 	conns     []*served // by descriptor
@@ -144,6 +147,7 @@ func (s *server) accept(listener int) error {
 func (s *server) read(c *served) bool {
 	if c.kind == cmdUp || c.kind == cmdBoth {
 		n, errno := dropSocket(c.fd)
+		s.received.Add(uint64(n))
 		return n > 0 || again(errno)
 	}
 	n, errno := readSocket(c.fd, s.buffer)
