@@ -103,7 +103,7 @@ func New(version string, now func() time.Time) *Set {
 		received:   counter("istio_tcp_received_bytes_total", "Bytes received from the client.", labelNames),
 		requests:   counter("istio_requests_total", "HTTP requests answered.", requestNames),
 		durations:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "istio_request_duration_milliseconds", Help: "Time from request to the end of its response.", Buckets: milliseconds}, requestNames),
-		refused:    counter("podseal_connections_refused_total", "Connections refused or cut, by reason.", []string{"direction", "reason"}),
+		refused:    counter("podseal_connections_refused_total", "Connections refused or cut, and requests denied, by reason.", []string{"direction", "reason"}),
 		open:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "podseal_connections_open", Help: "Connections open now."}, []string{"direction"}),
 		scrapes:    prometheus.NewCounter(prometheus.CounterOpts{Name: "podseal_application_scrapes_failed_total", Help: "Times that the application's own metrics could not be read."}),
 		handshakes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "podseal_handshake_seconds", Help: "Time that mutual TLS handshakes took.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}),
@@ -134,8 +134,8 @@ func (s *Set) Handler() http.Handler {
 // CertificateExpires says when the certificate now in use ends.
 func (s *Set) CertificateExpires(at time.Time) { s.notAfter.Store(at.Unix()) }
 
-// Refused counts a connection that was refused or cut. direction is inbound or
-// outbound.
+// Refused counts a connection that was refused or cut, or a request that was
+// denied. direction is inbound or outbound.
 func (s *Set) Refused(direction, reason string) { s.refused.WithLabelValues(direction, reason).Inc() }
 
 // Open is the gauge of open connections of a direction.

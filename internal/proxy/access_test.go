@@ -447,12 +447,19 @@ func TestDeniedIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// BenchmarkJudgeRequest is what policy costs a request, reading its head included.
-func BenchmarkJudgeRequest(b *testing.B) {
+// someAccess lets the client in, but not to /admin.
+func someAccess(b *testing.B) *policy.Access {
+	b.Helper()
 	access, err := policy.NewAccess([]*policy.AuthorizationPolicy{allow("a", on(policy.RequestPath, "/x*"), on(policy.SourcePrincipal, clientPrincipal)), deny("d", on(policy.RequestPath, "/admin*"))}, nil, []string{"cluster.local"})
 	if err != nil {
 		b.Fatal(err)
 	}
+	return access
+}
+
+// BenchmarkJudgeRequest is what policy costs a request, reading its head included.
+func BenchmarkJudgeRequest(b *testing.B) {
+	access := someAccess(b)
 	h := &httpRelay{Access: func() *policy.Access { return access }, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
 	head := []byte("GET /index.html HTTP/1.1\r\nhost: web\r\nuser-agent: curl/8\r\naccept: */*\r\nx-request-id: 00000000-0000-4000-8000-000000000000\r\n\r\n")
 	b.ReportAllocs()

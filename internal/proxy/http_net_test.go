@@ -17,6 +17,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/policy"
 )
 
 // httpFront listens, and relays each connection to a net/http server.
@@ -347,10 +350,18 @@ func TestHTTPTooLarge(t *testing.T) {
 	}
 }
 
-func BenchmarkHTTPRelay(b *testing.B) {
+func BenchmarkHTTPRelay(b *testing.B) { benchmarkHTTPRelay(b, nil) }
+
+// BenchmarkHTTPRelayJudged has an ALLOW and a DENY policy in force.
+func BenchmarkHTTPRelayJudged(b *testing.B) {
+	access := someAccess(b)
+	benchmarkHTTPRelay(b, func() *policy.Access { return access })
+}
+
+func benchmarkHTTPRelay(b *testing.B, access func() *policy.Access) {
 	client, inner := tcpPair(b)
 	toApp, app := tcpPair(b)
-	h := &httpRelay{Client: inner, App: toApp, Decorator: "web.shop.svc.cluster.local:80/*"}
+	h := &httpRelay{Client: inner, App: toApp, Decorator: "web.shop.svc.cluster.local:80/*", Access: access, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
 	var all sync.WaitGroup
 	all.Go(func() { _ = h.serve(context.Background()) })
 	response := []byte("HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Fri, 24 Jan 2025 09:14:20 GMT\r\nContent-Type: text/html\r\nContent-Length: 615\r\n\r\n" + strings.Repeat("w", 615))
