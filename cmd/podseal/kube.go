@@ -46,6 +46,17 @@ func (k *kube) config(warnings io.Writer) (*rest.Config, error) {
 	return cfg, nil
 }
 
+// namespace is the one of the kubeconfig's context.
+func (k *kube) namespace() string {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = k.kubeconfig
+	ns, _, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: k.context}).Namespace()
+	if err != nil || ns == "" {
+		return "default"
+	}
+	return ns
+}
+
 // client talks to the API server itself.
 func (k *kube) client(warnings io.Writer) (client.Client, *rest.Config, error) {
 	ctrl.SetLogger(logr.Discard())

@@ -3,8 +3,9 @@
 // there.
 //
 // Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1
-// failed, 2 (of check) installed but not enabled, 64 wrong use of the command
-// line.
+// failed or "no", 2 (of check) installed but not enabled, 64 wrong use of the
+// command line, 65 input that can't be read, 66 no such workload or pod, 69 no
+// control plane, 77 no permission.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,16 +25,29 @@ import (
 )
 
 const (
-	exitFailed     = 1
-	exitNotEnabled = 2
-	exitUsage      = 64 // EX_USAGE of sysexits.h, as istioctl
+	exitFailed       = 1
+	exitNotEnabled   = 2
+	exitUsage        = 64 // EX_USAGE of sysexits.h, as istioctl
+	exitBadInput     = 65 // EX_DATAERR
+	exitNoInput      = 66 // EX_NOINPUT
+	exitUnavailable  = 69 // EX_UNAVAILABLE
+	exitNoPermission = 77 // EX_NOPERM
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// after the first signal the second one ends the program at once
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, color: isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "", ask: isTerminal(os.Stdin)}))
+	os.Exit(run(ctx, arguments(os.Args), streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, color: isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "", ask: isTerminal(os.Stdin)}))
+}
+
+// arguments are those of the command line. kubectl completes a plugin by calling
+// kubectl_complete-<name>.
+func arguments(argv []string) []string {
+	if filepath.Base(argv[0]) == "kubectl_complete-podseal" {
+		return append([]string{cobra.ShellCompRequestCmd}, argv[1:]...)
+	}
+	return argv[1:]
 }
 
 func isTerminal(f *os.File) bool {
@@ -76,11 +91,14 @@ func run(ctx context.Context, args []string, s streams) int {
 			fmt.Fprintln(s.err, "`podseal help` lists the commands, `podseal COMMAND --help` the flags of one.")
 		}
 	}
+	coded, hasCode := errors.AsType[codedError](err)
 	switch {
 	case wrongUse:
 		return exitUsage
 	case errors.Is(err, errNotEnabled):
 		return exitNotEnabled
+	case hasCode:
+		return coded.code
 	default:
 		return exitFailed
 	}
@@ -95,7 +113,11 @@ func newRoot(s streams) *cobra.Command {
   podseal check --pre    may it be installed here?
   podseal install        install it; ModuleConfig istio then turns it on
   podseal check          is it well?
+  podseal edges          who talks to whom, and is it encrypted?
+  podseal status         how is each proxy?
+  podseal can A B        may A talk to B, and over what?
   podseal uninstall      remove it`,
+		Annotations:   displayName(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -110,10 +132,23 @@ func newRoot(s streams) *cobra.Command {
 		newUninstallCommand(s, k),
 		newCheckCommand(s, k),
 		newVersionCommand(s, k),
+		newEdgesCommand(s, k),
+		newStatusCommand(s, k),
+		newDescribeCommand(s, k),
+		newIdentityCommand(s, k),
+		newCanCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)
 	return root
+}
+
+// displayName makes the help of a kubectl plugin say kubectl.
+func displayName() map[string]string {
+	if strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-") {
+		return map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl podseal"}
+	}
+	return nil
 }
 
 // noArgs refuses arguments as wrong use.

@@ -66,6 +66,7 @@ func TestE2E(t *testing.T) {
 		{"probes are rewritten and work under STRICT", testProbes},
 		{"port-level and workload-level modes", testPortModes},
 		{"a change of policy is in force within a second", testPolicyLatency},
+		{"edges: who talks to whom, and how", testEdges},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
 		{"uninstall leaves nothing", testUninstall},

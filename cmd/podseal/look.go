@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podseal.io/podseal/internal/controlplane"
+	"podseal.io/podseal/internal/settings"
+)
+
+// codedError ends the program with a code of its own.
+type codedError struct {
+	error
+	code int
+}
+
+func (e codedError) Unwrap() error { return e.error }
+
+// How long a token to look with is asked for, and how long before its end
+// another one is.
+const (
+	lookToken = 10 * time.Minute
+	lookAgain = 2 * time.Minute
+)
+
+// maxView bounds the answer of one replica, in bytes.
+const maxView = 256 << 20
+
+// looker asks every replica of the control plane. Each proxy is connected to one
+// of them, so their answers belong together.
+type looker struct {
+	client    client.Client
+	replicas  []replica
+	notes     io.Writer
+	token     string
+	tokenEnds time.Time
+	closed    chan struct{}
+	told      map[string]bool // notes that were written
+}
+
+type replica struct {
+	name, url string
+	http      *http.Client
+}
+
+// look opens a way to each replica. Callers close it.
+func (k *kube) look(ctx context.Context, notes io.Writer) (*looker, error) {
+	c, cfg, err := k.client(io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	l := &looker{client: c, notes: notes, closed: make(chan struct{}), told: map[string]bool{}}
+	var pods corev1.PodList
+	if err := c.List(ctx, &pods, client.InNamespace(settings.Namespace), client.MatchingLabels{"app": "istiod"}); err != nil {
+		return nil, lookError("find the control plane", err)
+	}
+	var failed []error
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil {
+			continue
+		}
+		port, err := l.forward(ctx, cfg, pod.Name)
+		if err != nil {
+			failed = append(failed, lookError("reach "+pod.Name, err))
+			continue
+		}
+		l.replicas = append(l.replicas, replica{pod.Name, fmt.Sprintf("http://127.0.0.1:%d", port), &http.Client{Timeout: 30 * time.Second}})
+	}
+	if len(l.replicas) == 0 {
+		l.close()
+		if len(failed) > 0 {
+			return nil, failed[0]
+		}
+		return nil, codedError{errors.New("the control plane is not running: no pod of d8-istio/istiod is there. `podseal check` says why"), exitUnavailable}
+	}
+	for _, err := range failed {
+		l.note("what this replica knows is missing: " + err.Error())
+	}
+	return l, nil
+}
+
+func (l *looker) close() { close(l.closed) }
+
+// note writes a note once.
+func (l *looker) note(text string) {
+	if !l.told[text] {
+		l.told[text] = true
+		fmt.Fprintln(l.notes, "note: "+text)
+	}
+}
+
+// forward opens a port on loopback that leads to the replica's own loopback.
+func (l *looker) forward(ctx context.Context, cfg *rest.Config, pod string) (uint16, error) {
+	cfg = rest.CopyConfig(cfg)
+	cfg.Timeout = 0
+	cfg.APIPath, cfg.GroupVersion, cfg.NegotiatedSerializer = "/api", &schema.GroupVersion{Version: "v1"}, scheme.Codecs.WithoutConversion()
+	api, err := rest.RESTClientFor(cfg)
+	if err != nil {
+		return 0, err
+	}
+	target := api.Post().Resource("pods").Namespace(settings.Namespace).Name(pod).SubResource("portforward").URL()
+	transport, upgrader, err := spdy.RoundTripperFor(cfg)
+	if err != nil {
+		return 0, err
+	}
+	tunnel, err := portforward.NewSPDYOverWebsocketDialerForStreaming(target, cfg)
+	if err != nil {
+		return 0, err
+	}
+	dialer := portforward.NewFallbackDialerForStreaming(tunnel, spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, target), func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	})
+	ready := make(chan struct{})
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{"0:" + controlplane.InspectPort}, l.closed, ready, io.Discard, io.Discard)
+	if err != nil {
+		return 0, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- f.ForwardPorts() }() // it ends when closed is
+	select {
+	case <-ready:
+	case err := <-ended:
+		if err == nil {
+			err = errors.New("the port-forward ended")
+		}
+		return 0, err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	ports, err := f.GetPorts()
+	if err != nil {
+		return 0, err
+	}
+	return ports[0].Local, nil
+}
+
+// authorize gets a token to look with: of an account that may, for nothing else
+// and not for long.
+func (l *looker) authorize(ctx context.Context) error {
+	if l.token != "" && time.Until(l.tokenEnds) > lookAgain {
+		return nil
+	}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: settings.Namespace, Name: controlplane.InspectAccount}}
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		Audiences: []string{controlplane.InspectAudience}, ExpirationSeconds: new(int64(lookToken.Seconds())),
+	}}
+	if err := l.client.SubResource("token").Create(ctx, account, request); err != nil {
+		return lookError(fmt.Sprintf("get a token of %s/%s", settings.Namespace, controlplane.InspectAccount), err)
+	}
+	l.token, l.tokenEnds = request.Status.Token, request.Status.ExpirationTimestamp.Time
+	return nil
+}
+
+// lookError says what a refusal of the API server means here.
+func lookError(doing string, err error) error {
+	err = fmt.Errorf("%s: %w", doing, err)
+	switch {
+	case apierrors.IsForbidden(err) || strings.Contains(err.Error(), "is forbidden"):
+		return codedError{fmt.Errorf("%w\nWho may look is said by ClusterRole podseal-look: bind it in namespace %s", err, settings.Namespace), exitNoPermission}
+	case apierrors.IsNotFound(err):
+		return codedError{fmt.Errorf("%w\nThe control plane is older than this program, or not there: `podseal version`", err), exitUnavailable}
+	default:
+		return codedError{err, exitUnavailable}
+	}
+}
+
+// view asks every replica and joins the answers.
+func (l *looker) view(ctx context.Context, namespace string, parts ...string) (*controlplane.View, error) {
+	if err := l.authorize(ctx); err != nil {
+		return nil, err
+	}
+	var all []*controlplane.View
+	var failed []error
+	for _, r := range l.replicas {
+		v, err := l.ask(ctx, r, namespace, parts)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("ask %s: %w", r.name, err))
+			continue
+		}
+		all = append(all, v)
+	}
+	if len(all) == 0 {
+		return nil, failed[0]
+	}
+	for _, err := range failed {
+		l.note("what this replica knows is missing: " + err.Error())
+	}
+	return joinViews(all), nil
+}
+
+func (l *looker) ask(ctx context.Context, r replica, namespace string, parts []string) (*controlplane.View, error) {
+	query := url.Values{"part": parts}
+	if namespace != "" {
+		query.Set("namespace", namespace)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+controlplane.InspectPath+"?"+query.Encode(), http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+l.token)
+	res, err := r.http.Do(req)
+	if err != nil {
+		return nil, codedError{err, exitUnavailable}
+	}
+	defer res.Body.Close()
+	body := io.LimitReader(res.Body, maxView)
+	switch res.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return nil, codedError{errors.New("the control plane is older than this program: `podseal version`"), exitUnavailable}
+	default:
+		text, _ := io.ReadAll(io.LimitReader(body, 4<<10)) // what could be read is what is said
+		err := errors.New(strings.TrimSpace(string(text)))
+		if res.StatusCode == http.StatusForbidden || res.StatusCode == http.StatusUnauthorized {
+			return nil, codedError{err, exitNoPermission}
+		}
+		return nil, codedError{err, exitUnavailable}
+	}
+	v := &controlplane.View{}
+	if err := json.NewDecoder(body).Decode(v); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	return v, nil
+}
+
+// joinViews makes one view of those of all replicas. A pod that moved from one
+// to another is taken from where it is connected.
+func joinViews(all []*controlplane.View) *controlplane.View {
+	out := all[0]
+	for _, v := range all[1:] {
+		if len(v.Pods) > len(out.Pods) { // every replica knows all; one that has just started may know less
+			out.Pods = v.Pods
+		}
+		out.Replica += "," + v.Replica
+		out.Proxies = append(out.Proxies, v.Proxies...)
+		out.Edges = append(out.Edges, v.Edges...)
+	}
+	slices.SortStableFunc(out.Proxies, func(a, b controlplane.ProxyView) int {
+		if c := strings.Compare(a.Namespace+"/"+a.Pod, b.Namespace+"/"+b.Pod); c != 0 {
+			return c
+		}
+		return b.Connected.Compare(a.Connected)
+	})
+	out.Proxies = slices.CompactFunc(out.Proxies, func(a, b controlplane.ProxyView) bool { return a.Namespace == b.Namespace && a.Pod == b.Pod })
+	// counts are totals of the proxy: the newest report of a pod has all that older ones have
+	slices.SortStableFunc(out.Edges, func(a, b reportOf) int {
+		if c := strings.Compare(a.Pod, b.Pod); c != 0 {
+			return c
+		}
+		return newest(b).Compare(newest(a))
+	})
+	out.Edges = slices.CompactFunc(out.Edges, func(a, b reportOf) bool { return a.Pod == b.Pod })
+	return out
+}
