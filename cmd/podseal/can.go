@@ -75,6 +75,7 @@ func (o *canOptions) run(ctx context.Context, s streams, k *kube, source, destin
 		return err
 	}
 	answers := decide(from, to, o.port)
+	l.note("AuthorizationPolicies are not looked at: they may refuse what is allowed here")
 	if o.output != "table" {
 		err = writeDocument(s, o.output, answers)
 	} else {
