@@ -125,7 +125,9 @@ func NewWorld(mesh Mesh, workloads []*Workload, services []*Service) *World {
 	for _, x := range workloads {
 		w.workloads[x.UID] = x
 		for _, a := range x.Addresses {
-			w.byAddr[a] = x
+			if other, taken := w.byAddr[a]; !taken || x.before(other) {
+				w.byAddr[a] = x
+			}
 		}
 	}
 	for _, s := range services {
@@ -133,6 +135,16 @@ func NewWorld(mesh Mesh, workloads []*Workload, services []*Service) *World {
 		w.indexService(s)
 	}
 	return w
+}
+
+// before reports which of two pods that claim an address has it, whatever the order
+// in which they are listed: one in the mesh, so that nobody speaks to it in
+// plaintext; of two such the client's check of identities decides.
+func (x *Workload) before(other *Workload) bool {
+	if x.Mesh != other.Mesh {
+		return x.Mesh
+	}
+	return x.UID < other.UID
 }
 
 func (w *World) indexService(s *Service) {

@@ -39,3 +39,16 @@ func TestWorld(t *testing.T) {
 		t.Errorf("PortOf(9) = %v", p)
 	}
 }
+
+// Two pods claim an address while the news of one that has gone is on its way:
+// which of them counts is no matter of chance, and the mesh's wins (design D11).
+func TestSharedAddress(t *testing.T) {
+	at := []netip.Addr{netip.MustParseAddr("10.0.0.2")}
+	plain := &workload.Workload{UID: "shop/a", Addresses: at}
+	web, db := &workload.Workload{UID: "shop/b", Addresses: at, Mesh: true}, &workload.Workload{UID: "shop/c", Addresses: at, Mesh: true}
+	for _, all := range [][]*workload.Workload{{plain, web, db}, {db, web, plain}, {web, plain, db}} {
+		if x, _ := workload.NewWorld(workload.Mesh{}, all, nil).WorkloadAt(at[0]); x != web {
+			t.Errorf("the address is that of %s", x.UID)
+		}
+	}
+}
