@@ -224,11 +224,15 @@ func (s *conns) remove(c *conn) {
 	}
 }
 
-// count returns how many connections are open, and how many there ever were.
-func (s *conns) count() (open int, total uint64) {
+// work returns what there is to do, and has been.
+func (s *conns) work() work {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.open), s.total
+	w := work{open: len(s.open), total: s.total}
+	for c := range s.open {
+		w.moved += c.sent.Load() + c.received.Load()
+	}
+	return w
 }
 
 // all returns the open connections, oldest first.

@@ -120,7 +120,7 @@ func edgeSecurity(r *Record, bytes int64) edges.Security {
 
 // report says how this proxy is, for the control plane.
 func (p *proxy) report() *reportv1.Proxy {
-	open, _ := p.conns.count()
+	open := p.conns.work().open
 	r := &reportv1.Proxy{
 		Version: p.cfg.Version, Connections: uint32(open), NotReady: brief(p.notReady(), maxName), Draining: p.draining.Load(), Started: p.started.Unix(),
 	}

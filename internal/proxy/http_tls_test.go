@@ -79,7 +79,7 @@ func TestHTTPBodiesOverTLS(t *testing.T) {
 		}
 	}
 	client.CloseIdleConnections()
-	eventually(t, func() bool { open, _ := p.inside.conns.count(); return open == 0 })
+	eventually(t, func() bool { return p.inside.conns.work().open == 0 })
 	var sent, received int64
 	for _, r := range p.inside.records.last() {
 		sent, received = sent+r.BytesSent, received+r.BytesReceived

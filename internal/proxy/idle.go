@@ -9,11 +9,20 @@ import (
 // application that calls every few seconds is left alone.
 const idleAfter = 30 * time.Second
 
-// tellIdle calls OnIdle at once, and then each time that no connection was open
-// or came for idleAfter, up to twice that, if there were any since the last call.
+// work is what a proxy has to do; when it stays the same, nothing is done.
+type work struct {
+	open  int    // connections
+	total uint64 // that there have been
+	moved int64  // bytes, on those that are open
+}
+
+// tellIdle calls OnIdle at once, and then each time that no connection came or
+// ended and no byte moved for idleAfter, up to twice that, if anything has since
+// the last call. Connections may be open: what their beginning took in memory is
+// not needed while they wait.
 func (p *proxy) tellIdle(ctx context.Context) {
 	p.cfg.OnIdle()
-	var told, seen uint64 // connections that there had been, then and at the last look
+	var told, seen work
 	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
 	for {
@@ -22,11 +31,11 @@ func (p *proxy) tellIdle(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		open, total := p.conns.count()
-		if open == 0 && total == seen && total != told {
+		now := p.conns.work()
+		if now == seen && now != told {
 			p.cfg.OnIdle()
-			told = total
+			told = now
 		}
-		seen = total
+		seen = now
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // TestTellIdle: memory is given back when the proxy has become ready and after
-// each time of work, not while connections are open or come, and not twice.
+// each time of work, not while connections come or carry anything, and not twice.
 func TestTellIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
@@ -30,15 +30,24 @@ func TestTellIdle(t *testing.T) {
 		after(time.Hour, 1, "no connection yet")
 		c := &conn{}
 		p.conns.add(c)
-		after(time.Hour, 1, "a connection is open")
+		for range 100 {
+			c.sent.Add(1)
+			after(idleAfter/2, 1, "it carries something")
+			c.received.Add(1)
+			after(idleAfter/2, 1, "it carries something")
+		}
+		after(2*idleAfter, 2, "it is open, and quiet")
+		after(time.Hour, 2, "still quiet")
+		c.sent.Add(1)
+		after(2*idleAfter, 3, "it has carried something since")
 		p.conns.remove(c)
-		after(2*idleAfter, 2, "it has ended")
-		after(time.Hour, 2, "nothing since")
+		after(2*idleAfter, 4, "it has ended")
+		after(time.Hour, 4, "nothing since")
 		for range 100 {
 			p.conns.add(c)
 			p.conns.remove(c)
-			after(idleAfter/2, 2, "connections come and go")
+			after(idleAfter/2, 4, "connections come and go")
 		}
-		after(2*idleAfter, 3, "they have ended")
+		after(2*idleAfter, 5, "they have ended")
 	})
 }

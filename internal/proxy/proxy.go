@@ -101,8 +101,8 @@ type Config struct {
 	// Random returns a number from 0 to below n; it must be safe for concurrent use.
 	Random func(n int) int
 	// OnIdle is called when the proxy has become ready, and again each time that
-	// it has carried nothing for a while after it had carried something; nil is
-	// nothing.
+	// it has carried nothing for a while after it had carried something,
+	// connections or not; nil is nothing.
 	OnIdle func()
 	// Now is the time that certificates are checked against. nil is time.Now.
 	Now func() time.Time

@@ -160,3 +160,48 @@ func BenchmarkPing(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkHandshake is both sides of a handshake, over a new TCP connection.
+func BenchmarkHandshake(b *testing.B) {
+	for _, how := range []string{"crypto_tls", "aes128"} {
+		b.Run(how, func(b *testing.B) {
+			cc, sc := configs(b, how)
+			l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			var p Pool
+			b.ReportAllocs()
+			began := cpu()
+			for b.Loop() {
+				client, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
+				if err != nil {
+					b.Fatal(err)
+				}
+				server, err := l.AcceptTCP()
+				if err != nil {
+					b.Fatal(err)
+				}
+				done := make(chan error, 1)
+				deadline := time.Now().Add(10 * time.Second)
+				if how == "crypto_tls" {
+					go func() { done <- tls.Client(client, cc.Clone()).Handshake() }()
+					err = tls.Server(server, sc.Clone()).Handshake()
+				} else {
+					go func() {
+						_, err := p.Client(client, cc.Clone(), deadline)
+						done <- err
+					}()
+					_, err = p.Server(server, nil, sc.Clone(), deadline)
+				}
+				if err := errors.Join(err, <-done); err != nil {
+					b.Fatal(err)
+				}
+				client.Close()
+				server.Close()
+			}
+			b.ReportMetric(float64((cpu()-began).Nanoseconds())/float64(b.N), "cpu-ns/op")
+		})
+	}
+}

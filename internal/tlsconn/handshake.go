@@ -182,8 +182,12 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 	} else {
 		c = tls.Server(u, cfg)
 	}
+	// A handshake needs a deep stack, which would stay with the caller's goroutine
+	// for as long as the connection lasts.
+	done := make(chan error, 1)
 	//nolint:noctx // the deadline bounds it, and closing raw ends it at once
-	if err := c.Handshake(); err != nil {
+	go func() { done <- c.Handshake() }()
+	if err := <-done; err != nil {
 		u.drop()
 		return nil, fmt.Errorf("tls handshake: %w", err)
 	}
