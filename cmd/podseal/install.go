@@ -181,7 +181,7 @@ func newUninstallCommand(s streams, k *kube) *cobra.Command {
 		Short: "Remove Podseal and all that it made",
 		Long: `Remove Podseal: the manager, the webhooks, the control plane, the root in every namespace,
 the Secret with the root's key, the labels that it set, the roles, the CRDs that it brought and with
-them the ModuleConfig and all PeerAuthentications and AuthorizationPolicies.
+them the ModuleConfig and all policies.
 
 Pods that run with a proxy go on as they are until they are restarted; they are listed.`,
 		Args: noArgs,
@@ -189,7 +189,7 @@ Pods that run with a proxy go on as they are until they are restarted; they are 
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.keepCA, "keep-ca", false, "keep namespace d8-istio with the root: a later install gives the same identities")
-	f.BoolVar(&o.keepCRDs, "keep-crds", false, "keep the CRDs, the ModuleConfig (disabled) and all PeerAuthentications and AuthorizationPolicies")
+	f.BoolVar(&o.keepCRDs, "keep-crds", false, "keep the CRDs, the ModuleConfig (disabled) and all policies")
 	f.BoolVarP(&o.yes, "yes", "y", false, "don't ask (nothing is asked either when the input is no terminal)")
 	f.DurationVar(&o.timeout, "timeout", 3*time.Minute, "how long to wait until all is gone")
 	return cmd

@@ -37,17 +37,26 @@ const (
 	validatorConfig = "istio-validator-d8-istio"
 )
 
-var policyGV = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
-
-// policyKinds are the kinds of policyGV that are enforced.
-func policyKinds() []string {
-	return []string{discovery.KindPeerAuthentication, discovery.KindAuthorizationPolicy}
+// policyKinds are the kinds of objects that discovery reads as they are, and
+// whose status is written.
+func policyKinds() []schema.GroupVersionKind {
+	return []schema.GroupVersionKind{
+		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindPeerAuthentication},
+		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindAuthorizationPolicy},
+		{Group: "networking.istio.io", Version: "v1", Kind: discovery.KindDestinationRule},
+	}
 }
 
+// newPolicy is an empty object of one of policyKinds, nil for any other kind.
 func newPolicy(kind string) *unstructured.Unstructured {
-	u := &unstructured.Unstructured{}
-	u.SetGroupVersionKind(policyGV.WithKind(kind))
-	return u
+	for _, gvk := range policyKinds() {
+		if gvk.Kind == kind {
+			u := &unstructured.Unstructured{}
+			u.SetGroupVersionKind(gvk)
+			return u
+		}
+	}
+	return nil
 }
 
 // newScheme knows only what this process reads and writes.
@@ -159,7 +168,8 @@ func trimNamespace(obj any) (any, error) {
 // apiRetry is how often an API server that isn't ready is asked again.
 const apiRetry = 2 * time.Second
 
-// waitForAPI waits until the API server answers and serves the policies, and says whether injected pods get native sidecars.
+// waitForAPI waits until the API server answers and serves the kinds of policies,
+// and says whether injected pods get native sidecars.
 func waitForAPI(ctx context.Context, cfg Config) (native bool, err error) {
 	d, err := clientdiscovery.NewDiscoveryClientForConfig(cfg.REST)
 	if err != nil {
@@ -187,13 +197,13 @@ func askAPI(d clientdiscovery.DiscoveryInterface) (native bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("ask for the version: %w", err)
 	}
-	list, err := d.ServerResourcesForGroupVersion(policyGV.String())
-	if err != nil {
-		return false, fmt.Errorf("look for the CRDs of policies: %w", err)
-	}
-	for _, kind := range policyKinds() {
-		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Kind == kind }) {
-			return false, fmt.Errorf("%s has no %s: its CRD is not installed", policyGV, kind)
+	for _, gvk := range policyKinds() {
+		list, err := d.ServerResourcesForGroupVersion(gvk.GroupVersion().String())
+		if err != nil {
+			return false, fmt.Errorf("look for the CRD of %s: %w", gvk.Kind, err)
+		}
+		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Kind == gvk.Kind }) {
+			return false, fmt.Errorf("%s has no %s: its CRD is not installed", gvk.GroupVersion(), gvk.Kind)
 		}
 	}
 	return nativeSidecars(v.Major, v.Minor), nil

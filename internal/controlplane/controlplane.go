@@ -25,6 +25,8 @@
 //	discovery.k8s.io/endpointslices                     get list watch
 //	security.istio.io/{peerauthentications,authorizationpolicies}          get list watch
 //	security.istio.io/{peerauthentications,authorizationpolicies}/status   patch
+//	networking.istio.io/destinationrules                get list watch
+//	networking.istio.io/destinationrules/status         patch
 //	authentication.k8s.io/tokenreviews                  create
 //	authorization.k8s.io/subjectaccessreviews           create
 //	mutatingwebhookconfigurations                       get list watch patch   istio-sidecar-injector only

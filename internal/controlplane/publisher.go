@@ -75,16 +75,19 @@ func (p *publisher) kick() {
 
 // watch follows all that discovery reads.
 func (p *publisher) watch(ctx context.Context, from cache.Informers) error {
-	for _, w := range []struct {
+	type watched struct {
 		obj     client.Object
 		matters func(before, after any) bool
-	}{
+	}
+	all := []watched{
 		{&corev1.Pod{}, podMatters},
 		{&corev1.Service{}, alwaysMatters},
 		{&discoveryv1.EndpointSlice{}, alwaysMatters},
-		{newPolicy(discovery.KindPeerAuthentication), policyMatters},
-		{newPolicy(discovery.KindAuthorizationPolicy), policyMatters},
-	} {
+	}
+	for _, gvk := range policyKinds() {
+		all = append(all, watched{newPolicy(gvk.Kind), policyMatters})
+	}
+	for _, w := range all {
 		informer, err := from.GetInformer(ctx, w.obj)
 		if err != nil {
 			return fmt.Errorf("watch %T: %w", w.obj, err)
@@ -203,11 +206,12 @@ func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	resources, verdicts := discovery.Build(c)
-	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies), verdicts)
+	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies, c.DestinationRules), verdicts)
 	changed := false
 	// What holds for all goes first: a proxy then never meets a peer whose root it
-	// lacks, or its own pod following a policy that it doesn't know.
-	for _, typeURL := range []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeWorkload, wire.TypeService} {
+	// lacks, or its own pod following a policy that it doesn't know. Rules go before
+	// what they are about, so that nothing is reached without them.
+	for _, typeURL := range []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeDestinationRule, wire.TypeWorkload, wire.TypeService} {
 		changed = p.cfg.Store.Replace(typeURL, resources[typeURL]) || changed
 	}
 	took := p.cfg.Now().Sub(start)
@@ -236,18 +240,26 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 		pods     corev1.PodList
 		services corev1.ServiceList
 		backends discoveryv1.EndpointSliceList
-		peers    unstructured.UnstructuredList
-		access   unstructured.UnstructuredList
 	)
-	peers.SetGroupVersionKind(policyGV.WithKind(discovery.KindPeerAuthentication + "List"))
-	access.SetGroupVersionKind(policyGV.WithKind(discovery.KindAuthorizationPolicy + "List"))
-	for _, list := range []client.ObjectList{&pods, &services, &backends, &peers, &access} {
+	for _, list := range []client.ObjectList{&pods, &services, &backends} {
 		if err := p.cfg.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return discovery.Cluster{}, fmt.Errorf("list %T: %w", list, err)
 		}
 	}
 	c.Pods, c.Services, c.EndpointSlices = pointers(pods.Items), pointers(services.Items), pointers(backends.Items)
-	c.PeerAuthentications, c.AuthorizationPolicies = pointers(peers.Items), pointers(access.Items)
+	into := map[string]*[]*unstructured.Unstructured{
+		discovery.KindPeerAuthentication:  &c.PeerAuthentications,
+		discovery.KindAuthorizationPolicy: &c.AuthorizationPolicies,
+		discovery.KindDestinationRule:     &c.DestinationRules,
+	}
+	for _, gvk := range policyKinds() {
+		var list unstructured.UnstructuredList
+		list.SetGroupVersionKind(gvk.GroupVersion().WithKind(gvk.Kind + "List"))
+		if err := p.cfg.Cache.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+			return discovery.Cluster{}, fmt.Errorf("list %s: %w", gvk.Kind, err)
+		}
+		*into[gvk.Kind] = pointers(list.Items)
+	}
 	return c, nil
 }
 

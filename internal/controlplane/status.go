@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,7 +58,7 @@ func (s *statusWriter) Run(ctx context.Context) error {
 func (s *statusWriter) writeAll(ctx context.Context, verdicts discovery.Verdicts) bool {
 	done := true
 	for key, v := range verdicts {
-		if !slices.Contains(policyKinds(), key.Kind) {
+		if newPolicy(key.Kind) == nil {
 			continue
 		}
 		if err := s.write(ctx, key, v); err != nil {

@@ -21,6 +21,7 @@ import (
 
 	"podseal.io/podseal/internal/discovery"
 	"podseal.io/podseal/internal/inject"
+	"podseal.io/podseal/internal/settings"
 )
 
 // annotationProbe marks an object that exists only to see that it is refused
@@ -180,13 +181,12 @@ func (h *webhooks) validate(_ context.Context, req admission.Request) admission.
 	if _, probe := obj.GetAnnotations()[annotationProbe]; probe {
 		return admission.Denied(probeRefused)
 	}
-	judge := validators()[req.Kind.Kind]
-	if judge == nil || req.Kind.Group != policyGV.Group {
+	obj.SetNamespace(req.Namespace)
+	faults, warnings, known := h.judge(req.Kind.Kind, obj)
+	if !known {
 		h.counts.validations.WithLabelValues("not_enforced").Inc()
 		return admission.Allowed("").WithWarnings(notEnforced(req)...)
 	}
-	obj.SetNamespace(req.Namespace)
-	faults, warnings := judge(obj, h.rootNamespace)
 	if len(faults) > 0 {
 		h.counts.validations.WithLabelValues("refused").Inc()
 		h.log.Info("policy refused", slog.String("kind", req.Kind.Kind), slog.String("namespace", req.Namespace), slog.String("name", nameOf(req)), slog.String("error", discovery.Describe(faults)))
@@ -196,12 +196,24 @@ func (h *webhooks) validate(_ context.Context, req admission.Request) admission.
 	return admission.Allowed("").WithWarnings(warnings...)
 }
 
-// validators are what finds faults and surprises, by kind.
-func validators() map[string]func(obj *unstructured.Unstructured, rootNamespace string) ([]discovery.Fault, []string) {
-	return map[string]func(*unstructured.Unstructured, string) ([]discovery.Fault, []string){
-		discovery.KindPeerAuthentication:  discovery.ValidatePeerAuthentication,
-		discovery.KindAuthorizationPolicy: discovery.ValidateAuthorizationPolicy,
+// judge says what is wrong with an object of a kind that is honoured; known is
+// false for others.
+func (h *webhooks) judge(kind string, obj *unstructured.Unstructured) (faults []discovery.Fault, warnings []string, known bool) {
+	switch kind {
+	case discovery.KindPeerAuthentication:
+		faults, warnings = discovery.ValidatePeerAuthentication(obj, h.rootNamespace)
+	case discovery.KindAuthorizationPolicy:
+		faults, warnings = discovery.ValidateAuthorizationPolicy(obj, h.rootNamespace)
+	case discovery.KindDestinationRule:
+		domain := settings.Default("").ClusterDomain
+		if s, err := h.authority.Settings(); err == nil {
+			domain = s.ClusterDomain
+		}
+		faults, warnings = discovery.ValidateDestinationRule(obj, domain)
+	default:
+		return nil, nil, false
 	}
+	return faults, warnings, true
 }
 
 // notEnforced warns by name about what Podseal knows of but doesn't do.

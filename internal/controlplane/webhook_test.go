@@ -205,7 +205,9 @@ func TestValidate(t *testing.T) {
 		"6.45":                    {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"DENY","rules":[{"to":[{"operation":{"ports":["x"]}}]}]}}`, false, "spec.rules[0].to[0].operation.ports[0]", ""},
 		"6.34 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"DENY","rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}}`, true, "", "denies every connection"},
 		"6.44 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"CUSTOM","provider":{"name":"opa"},"rules":[{}]}}`, true, "", "CUSTOM"},
-		"of the networking group": {"DestinationRule", "networking.istio.io", "CREATE", "shop", `{"metadata":{"generateName":"d-"}}`, true, "", "DestinationRule shop/d-*"},
+		"of the networking group": {"VirtualService", "networking.istio.io", "CREATE", "shop", `{"metadata":{"generateName":"d-"}}`, true, "", "VirtualService shop/d-*"},
+		"3.38":                    {"DestinationRule", "networking.istio.io", "CREATE", "shop", `{"spec":{"host":"web","trafficPolicy":{"tls":{"mode":"MUTUAL"}}}}`, false, "spec.trafficPolicy.tls.clientCertificate", "caCertificates"},
+		"3.30 warns":              {"DestinationRule", "networking.istio.io", "CREATE", "shop", `{"spec":{"host":"web","trafficPolicy":{"tls":{}}}}`, true, "", "DISABLE: traffic to web.shop.svc.cluster.local leaves in plaintext"},
 		"somebody else's":         {"ConfigMap", "", "CREATE", "shop", `{}`, true, "", ""},
 	} {
 		res := ask(t, h, "/validate", review(tc.kind, tc.group, tc.op, tc.ns, "", tc.object, false))

@@ -36,6 +36,8 @@ type Cluster struct {
 	PeerAuthentications []*unstructured.Unstructured
 	// AuthorizationPolicies likewise.
 	AuthorizationPolicies []*unstructured.Unstructured
+	// DestinationRules as they are now.
+	DestinationRules []*unstructured.Unstructured
 	// LastGood has earlier versions of policies, by key: the one in force while the
 	// present one is wrong.
 	LastGood map[Key]*unstructured.Unstructured
@@ -68,8 +70,8 @@ type Verdict struct {
 const (
 	ReasonAccepted   = "Accepted"
 	ReasonInvalid    = "Invalid"        // faults; an earlier version stays in force if there is one
-	ReasonShadowed   = "Shadowed"       // an older one for the same namespace wins (contract 1.16)
-	ReasonNoEffect   = "NoEffect"       // a selector in the root namespace (contract 1.9)
+	ReasonShadowed   = "Shadowed"       // an older one for the same namespace or host wins (contract 1.16, 3.42)
+	ReasonNoEffect   = "NoEffect"       // a selector in the root namespace (contract 1.9); a host that nobody has
 	ReasonUnencoded  = "Unencoded"      // a pod or service that can't be told to proxies
 	ReasonNoIdentity = "NoIdentity"     // a pod whose service account gives no identity
 	ReasonPartly     = "PartlyEnforced" // in force, but some of it can't be compared on some ports
@@ -84,7 +86,7 @@ type Verdicts map[Key]Verdict
 func Build(c Cluster) (Resources, Verdicts) {
 	verdicts := Verdicts{}
 	policies := buildPolicies(c, verdicts)
-	access := buildAccess(c, verdicts)
+	access, rules := buildAccess(c, verdicts), buildRules(c, verdicts)
 	services := orderServices(c.Services)
 	res := Resources{
 		wire.TypeWorkload: make(map[string][]byte, len(c.Pods)),
@@ -92,6 +94,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 		wire.TypeMesh:     make(map[string][]byte, 1),
 
 		wire.TypeAuthorizationPolicy: make(map[string][]byte, len(c.AuthorizationPolicies)),
+		wire.TypeDestinationRule:     make(map[string][]byte, len(rules.all)),
 	}
 
 	pods := &podBuilder{
@@ -100,6 +103,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 		services:      indexServices(services, c.Settings.ClusterDomain),
 		policies:      policies,
 		access:        access,
+		rules:         rules,
 		owners:        addressOwners(c.Pods),
 		uncaptured:    c.Settings.Sidecar.ExcludeInboundPorts,
 	}
@@ -121,6 +125,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 	}
 
 	slices := indexSlices(c.EndpointSlices)
+	told := make([]*workload.Service, 0, len(services))
 	for _, svc := range services {
 		s := buildService(svc, slices[svc.Namespace+"/"+svc.Name], c.Settings.ClusterDomain, hostNetwork)
 		key := Key{"Service", svc.Namespace, svc.Name}
@@ -128,7 +133,9 @@ func Build(c Cluster) (Resources, Verdicts) {
 			verdicts[key] = Verdict{Reason: ReasonIgnored, Message: "annotations without effect: " + strings.Join(ignored, ", ")}
 		}
 		put(res[wire.TypeService], verdicts, key, s, wire.AppendService)
+		told = append(told, s)
 	}
+	rules.put(res[wire.TypeDestinationRule], verdicts, told)
 
 	if b, err := wire.AppendMesh(nil, buildMesh(c)); err == nil {
 		res[wire.TypeMesh][MeshName] = b
@@ -158,6 +165,7 @@ func buildMesh(c Cluster) *workload.Mesh {
 		HTTP10:        c.Settings.HTTP10,
 		IdleTimeout:   c.Settings.IdleTimeout,
 		BundlePEM:     c.BundlePEM,
+		RootNamespace: c.RootNamespace,
 	}
 	for _, alias := range c.Settings.TrustDomainAliases { // contract 4.4
 		if !slices.Contains(m.TrustDomains, alias) {

@@ -65,6 +65,7 @@ type reader struct {
 	labels   map[string]string
 	// bareSelector: there is a selector, without labels.
 	bareSelector bool
+	at           string // of the traffic policy, if it isn't spec.trafficPolicy
 }
 
 func (r *reader) fault(field, remedy, problem string, args ...any) {
@@ -115,7 +116,11 @@ func (r *reader) onlyFields(of map[string]any, path string, known ...string) {
 }
 
 func (r *reader) matchLabels(selector map[string]any) map[string]string {
-	const path = "spec.selector.matchLabels"
+	return r.labelsAt(selector, "spec.selector.matchLabels")
+}
+
+// labelsAt reads the labels of a selector.
+func (r *reader) labelsAt(selector map[string]any, path string) map[string]string {
 	raw := r.object(selector, "matchLabels", path)
 	if len(raw) > maxMatchLabels { // contract 1.34
 		r.fault(path, "select by fewer labels", "has %d labels, at most %d are allowed", len(raw), maxMatchLabels)

@@ -32,6 +32,7 @@ type podBuilder struct {
 	services      serviceIndex
 	policies      *policySet
 	access        *accessSet
+	rules         *ruleSet
 	owners        map[netip.Addr]*corev1.Pod
 	uncaptured    []uint16 // inbound ports that are not captured in any pod
 }
@@ -107,6 +108,7 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 		WorkloadName:      name,
 		App:               pod.Labels["app"],
 		Version:           pod.Labels["version"],
+		Rules:             b.rules.selecting(pod),
 	}, nil
 }
 

@@ -59,6 +59,21 @@ func ClientConfig(snap *Snapshot, want ID, sni string, alpn []string, now func()
 	}
 }
 
+// Accept makes a config of ClientConfig take any peer whose URI is one of these,
+// instead of one identity (contract 3.33). It must be of the mesh all the same.
+func Accept(cfg *tls.Config, snap *Snapshot, uris []string, now func() time.Time) {
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		id, err := VerifyPeer(snap, cs.PeerCertificates, x509.ExtKeyUsageServerAuth, now())
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(uris, id.URI()) {
+			return fmt.Errorf("%w: it is %q, expected one of %q", ErrPeerIdentity, id, uris)
+		}
+		return nil
+	}
+}
+
 // ServerConfig is for a handshake with a mesh client, which must present a
 // certificate (contract 2.18) of the mesh's trust domains (contract 2.22). offered is what
 // the client's ClientHello offers in ALPN: of it we choose `h2` or `http/1.1`,

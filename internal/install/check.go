@@ -127,7 +127,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 			{"every proxy is of the control plane's version", c.proxyVersions, false},
 			{"every pod that should have a proxy has one", c.uncaptured, false},
 			{"no pod of the mesh uses the network of its node", c.onTheNode, false},
-			{"every PeerAuthentication and AuthorizationPolicy is in force", c.policiesAccepted, false},
+			{"every PeerAuthentication, AuthorizationPolicy and DestinationRule is in force", c.policiesAccepted, false},
 		}},
 	})
 }

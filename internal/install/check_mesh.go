@@ -13,6 +13,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -314,17 +315,19 @@ func (c *Checker) onTheNode(ctx context.Context) *finding {
 func (c *Checker) policiesAccepted(ctx context.Context) *finding {
 	var not []string
 	all := 0
-	for _, kind := range []string{"PeerAuthentication", "AuthorizationPolicy"} {
+	for _, kind := range [...]struct{ version, kind string }{{"security.istio.io/v1", "PeerAuthentication"}, {"security.istio.io/v1", "AuthorizationPolicy"}, {"networking.istio.io/v1", "DestinationRule"}} {
 		list := &unstructured.UnstructuredList{}
-		list.SetAPIVersion("security.istio.io/v1")
-		list.SetKind(kind + "List")
-		if err := c.Client.List(ctx, list); err != nil {
+		list.SetAPIVersion(kind.version)
+		list.SetKind(kind.kind + "List")
+		if err := c.Client.List(ctx, list); meta.IsNoMatchError(err) {
+			continue // which is said above
+		} else if err != nil {
 			return cannotLook(err)
 		}
 		all += len(list.Items)
 		for i := range list.Items {
 			if condition(&list.Items[i], "Accepted") == "False" {
-				not = append(not, kind+" "+list.Items[i].GetNamespace()+"/"+list.Items[i].GetName())
+				not = append(not, kind.kind+" "+list.Items[i].GetNamespace()+"/"+list.Items[i].GetName())
 			}
 		}
 	}

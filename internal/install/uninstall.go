@@ -26,7 +26,7 @@ type Uninstall struct {
 	// cacerts, so that a later install gives the same identities.
 	KeepCA bool
 	// KeepCRDs keeps the CRDs, and with them ModuleConfig istio (disabled) and
-	// all PeerAuthentications and AuthorizationPolicies.
+	// all policies.
 	KeepCRDs bool
 	// Progress is told what is waited for.
 	Progress func(text string, elapsed time.Duration)

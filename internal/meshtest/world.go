@@ -20,6 +20,7 @@ type World struct {
 	Workloads []*workload.Workload
 	Services  []*workload.Service
 	Access    []*policy.AuthorizationPolicy
+	Rules     []*workload.DestinationRule
 }
 
 // NewWorld trusts the roots of a CA and knows nobody.
@@ -80,6 +81,11 @@ func (w *World) Tell(tb testing.TB, handle func(typeURL string, upserts []xds.Re
 	for _, p := range w.Access {
 		body, err := wire.AppendAuthorizationPolicy(nil, p)
 		tell(wire.TypeAuthorizationPolicy, p.Key(), body, err)
+	}
+	handle(wire.TypeDestinationRule, nil, nil)
+	for _, r := range w.Rules {
+		body, err := wire.AppendDestinationRule(nil, r)
+		tell(wire.TypeDestinationRule, r.Namespace+"/"+r.Name, body, err)
 	}
 	for _, s := range w.Services {
 		body, err := wire.AppendService(nil, s)

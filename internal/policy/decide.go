@@ -78,9 +78,10 @@ const (
 	ConnectFailed      Reason = "connect_failed"       // destination refused or didn't answer
 	ConnectTimeout     Reason = "connect_timeout"
 	IdleTimeout        Reason = "idle_timeout"
-	BadRequest         Reason = "bad_request" // HTTP that can't be parsed safely
-	Draining           Reason = "draining"    // this proxy is shutting down
-	Overloaded         Reason = "overloaded"  // more connections than allowed
+	BadRequest         Reason = "bad_request"  // HTTP that can't be parsed safely
+	Draining           Reason = "draining"     // this proxy is shutting down
+	Overloaded         Reason = "overloaded"   // more connections than allowed
+	TLSSettings        Reason = "tls_settings" // what a DestinationRule wants of TLS can't be carried out
 )
 
 // Reasons lists the closed set, for metrics and documents.
@@ -88,7 +89,7 @@ func Reasons() []Reason {
 	return []Reason{
 		PlaintextRefused, ForeignTLSRefused, HandshakeFailed, HandshakeTimeout, PeerUnverified, PeerIdentity,
 		ForeignTrustDomain, NoIdentity, PolicyDenied, PolicyChanged, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
-		ConnectTimeout, IdleTimeout, BadRequest, Draining, Overloaded,
+		ConnectTimeout, IdleTimeout, BadRequest, Draining, Overloaded, TLSSettings,
 	}
 }
 

@@ -111,6 +111,8 @@ func edgeSecurity(r *Record, bytes int64) edges.Security {
 		return edges.MutualTLS
 	case r.Security == securityPlaintext:
 		return edges.Plaintext
+	case r.Security == securityTLS: // encrypted, but not by the mesh
+		return edges.ForeignTLS
 	case r.Security == securityForeignTLS && (r.Protocol != "" || r.Reason == policy.ForeignTLSRefused):
 		return edges.ForeignTLS
 	default:

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -44,7 +46,13 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	}
 	c.note(func(r *Record) { r.SourceWorkload = own.UID })
 
-	to, server, err := p.connect(ctx, c, dst)
+	q := question{dst: dst, own: p.isOwn, client: own, pick: p.balance.pick}
+	of, ok := p.enter(c, q)
+	if !ok {
+		return // the reason is noted
+	}
+	defer p.balance.leave(of)
+	to, server, err := p.connect(ctx, c, q)
 	if err != nil {
 		return // the reason is noted
 	}
@@ -64,13 +72,17 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 // its time, in which the world may have learned who is at the endpoint.
 func (p *proxy) settle(c *conn, dst netip.AddrPort, to routing) routing {
 	var encrypted atomic.Bool
-	encrypted.Store(to.verdict == mesh)
+	encrypted.Store(to.verdict == mesh || to.verdict == originate)
 	endpoint := to.endpoint
+	explicit := to.explicit
 	c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
+		if explicit {
+			return policy.None // the server decides whether it takes what the rule wants
+		}
 		return stillAllowed(w, dst, endpoint, encrypted.Load())
 	})
 	now := confirm(p.worlds.world(), to)
-	encrypted.Store(now.verdict == mesh)
+	encrypted.Store(now.verdict == mesh || now.verdict == originate)
 	if now.verdict != to.verdict {
 		p.noteRoute(c, now)
 	}
@@ -86,14 +98,22 @@ func (p *proxy) settle(c *conn, dst netip.AddrPort, to routing) routing {
 func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, server *net.TCPConn) {
 	var toServer stream = server
 	var proved identity.ID
-	if to.verdict == mesh {
+	switch to.verdict {
+	case mesh:
 		encrypted, err := p.encrypt(c, to, server)
 		if err != nil {
 			c.cut(reasonOf(err), err)
 			return
 		}
 		toServer, proved = encrypted, own.Identity
-	} else {
+	case originate:
+		encrypted, err := p.originate(c, to, server)
+		if err != nil {
+			c.cut(reasonOf(err), err)
+			return
+		}
+		toServer = encrypted
+	default:
 		c.lookFirst = true
 	}
 	c.note(func(r *Record) { r.Protocol = "tcp" })
@@ -115,10 +135,26 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 	count.Closed(c.sent.Load(), c.received.Load())
 }
 
+// enter counts the connection to its service port, and refuses it if a rule
+// allows no more of them.
+func (p *proxy) enter(c *conn, q question) (portKey, bool) {
+	w := p.worlds.world()
+	ref, ok := w.ServiceAt(q.dst)
+	if !ok {
+		ref, _ = w.HeadlessAt(q.dst)
+	}
+	of, conduct := keyOf(ref), w.Conduct(q.client, ref.Service, ref.Port.Port)
+	if !p.balance.enter(of, conduct.MaxConnections) {
+		c.note(func(r *Record) { r.Service, r.Rule = serviceName(of.host, of.port), conduct.Rule })
+		c.cut(policy.Overloaded, errDetail("as many connections to the service are open as its DestinationRule allows"))
+		return of, false
+	}
+	return of, true
+}
+
 // connect routes and dials. When the chosen endpoint of a service doesn't
 // answer, one other is tried.
-func (p *proxy) connect(ctx context.Context, c *conn, dst netip.AddrPort) (routing, *net.TCPConn, error) {
-	q := question{dst: dst, own: p.isOwn, pick: p.balance.pick}
+func (p *proxy) connect(ctx context.Context, c *conn, q question) (routing, *net.TCPConn, error) {
 	to := p.route(c, q)
 	if to.verdict == refused {
 		c.cut(to.reason, errDetail(to.detail))
@@ -130,13 +166,13 @@ func (p *proxy) connect(ctx context.Context, c *conn, dst netip.AddrPort) (routi
 			return to, nil, err
 		}
 	}
-	server, err := p.dial(ctx, to.endpoint)
+	server, err := p.dial(ctx, to)
 	if err != nil && to.balanced {
 		q.exclude = to.endpoint
 		if other := p.route(c, q); other.verdict != refused {
 			first := err
 			to = other
-			if server, err = p.dial(ctx, to.endpoint); err != nil {
+			if server, err = p.dial(ctx, to); err != nil {
 				err = errors.Join(first, err)
 			}
 		}
@@ -157,7 +193,7 @@ func (p *proxy) route(c *conn, q question) routing {
 
 func (p *proxy) noteRoute(c *conn, to routing) {
 	c.note(func(r *Record) {
-		r.Endpoint = to.endpoint
+		r.Endpoint, r.Rule = to.endpoint, to.conduct.Rule
 		r.DestinationWorkload, r.SNI, r.ALPN = "", to.sni, strings.Join(to.alpn, ",")
 		if to.peer != nil {
 			r.DestinationWorkload = to.peer.UID
@@ -168,15 +204,24 @@ func (p *proxy) noteRoute(c *conn, to routing) {
 	})
 }
 
-func (p *proxy) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+func (p *proxy) dial(ctx context.Context, to routing) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(to.conduct.ConnectTimeout, dialTimeout))
 	defer cancel()
-	server, err := p.cfg.Dial(ctx, netip.Addr{}, to)
+	server, err := p.cfg.Dial(ctx, netip.Addr{}, to.endpoint)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", to, err)
+		return nil, fmt.Errorf("connect to %s: %w", to.endpoint, err)
+	}
+	if k := to.conduct.Keepalive; k != nil {
+		cfg := net.KeepAliveConfig{Enable: true, Idle: orKernel(k.Time), Interval: orKernel(k.Interval), Count: cmp.Or(int(k.Probes), -1)}
+		if err := server.SetKeepAliveConfig(cfg); err != nil {
+			p.log.Warn("keepalive not set", slog.String("rule", to.conduct.Rule), slog.String("error", err.Error()))
+		}
 	}
 	return server, nil
 }
+
+// orKernel makes of no time what [net.KeepAliveConfig] leaves to the kernel.
+func orKernel(d time.Duration) time.Duration { return cmp.Or(d, -1) }
 
 // encrypt shakes hands with the endpoint, which must prove exactly the identity
 // that the routing wants (design D11).
@@ -187,6 +232,9 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 	}
 	began := time.Now()
 	cfg := identity.ClientConfig(snap, to.want, to.sni, to.alpn, p.cfg.Now)
+	if len(to.accept) > 0 {
+		identity.Accept(cfg, snap, to.accept, p.cfg.Now)
+	}
 	encrypted, err := p.tls.Client(server, cfg, began.Add(handshakeTimeout))
 	if err != nil {
 		return nil, err

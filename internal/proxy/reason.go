@@ -21,6 +21,8 @@ func reasonOf(err error) policy.Reason {
 		verify    *tls.CertificateVerificationError
 	)
 	switch {
+	case errors.Is(err, errTLSSettings):
+		return policy.TLSSettings
 	case errors.Is(err, identity.ErrPeerIdentity):
 		return policy.PeerIdentity
 	case errors.Is(err, identity.ErrTrustDomain):

@@ -27,6 +27,7 @@ const (
 	securityMutualTLS  = "mutual_tls"
 	securityPlaintext  = "plaintext"
 	securityForeignTLS = "foreign_tls"
+	securityTLS        = "tls" // made by this proxy as a DestinationRule describes it
 )
 
 // Record is what happened on one connection: a log line, and an entry of
@@ -49,7 +50,8 @@ type Record struct {
 
 	Service    string `json:"service,omitempty"`  // FQDN:port
 	Protocol   string `json:"protocol,omitempty"` // http or tcp: how it was carried
-	Security   string `json:"security,omitempty"` // mutual_tls, plaintext or foreign_tls; "" when nothing was sent
+	Security   string `json:"security,omitempty"` // mutual_tls, plaintext, foreign_tls or tls; "" when nothing was sent
+	Rule       string `json:"rule,omitempty"`     // "<namespace>/<name>" of the DestinationRule that was followed
 	TLSVersion string `json:"tls_version,omitempty"`
 	TLSGroup   string `json:"tls_group,omitempty"`
 	TLSCipher  string `json:"tls_cipher,omitempty"`
@@ -98,6 +100,7 @@ func (r *Record) log(ctx context.Context, log *slog.Logger) {
 	text("service", r.Service)
 	text("protocol", r.Protocol)
 	text("security", r.Security)
+	text("rule", r.Rule)
 	text("tls_version", r.TLSVersion)
 	text("tls_group", r.TLSGroup)
 	text("tls_cipher", r.TLSCipher)

@@ -14,20 +14,24 @@ import (
 type verdict int
 
 const (
-	pass    verdict = iota // plaintext, as the application sent it
-	mesh                   // mutual TLS with exactly one identity
-	refused                // closed, with a reason
+	pass      verdict = iota // plaintext, as the application sent it
+	mesh                     // mutual TLS with exactly one identity
+	refused                  // closed, with a reason
+	originate                // TLS as a DestinationRule describes it
 )
 
-func (v verdict) String() string { return [...]string{"pass", "mesh", "refuse"}[v] }
+func (v verdict) String() string { return [...]string{"pass", "mesh", "refuse", "tls"}[v] }
 
 // routing is the answer of route.
 type routing struct {
 	verdict  verdict
 	endpoint netip.AddrPort     // where to connect to
-	want     identity.ID        // mesh: who must answer there
-	sni      string             // mesh
+	want     identity.ID        // mesh: who must answer there, unless accept says otherwise
+	accept   []string           // mesh: URIs of those who may answer, by a DestinationRule (contract 3.33)
+	sni      string             // mesh, originate
 	alpn     []string           // mesh
+	explicit bool               // pass: a DestinationRule wants plaintext (contract 3.32)
+	conduct  workload.Conduct   // what DestinationRules say
 	reason   policy.Reason      // refused
 	detail   string             // refused: what people should know beside the reason
 	peer     *workload.Workload // the pod at endpoint, if it is known
@@ -37,10 +41,27 @@ type routing struct {
 
 // question is what route is asked.
 type question struct {
-	dst     netip.AddrPort                        // the original destination
-	own     func(netip.AddrPort) bool             // reports whether a socket of this proxy listens there
-	exclude netip.AddrPort                        // an endpoint that has just failed
-	pick    func(candidates []netip.AddrPort) int // chooses among ready endpoints
+	dst     netip.AddrPort            // the original destination
+	own     func(netip.AddrPort) bool // reports whether a socket of this proxy listens there
+	client  *workload.Workload        // who asks, for the rules
+	exclude netip.AddrPort            // an endpoint that has just failed
+	pick    picker                    // chooses among ready endpoints
+}
+
+// picker returns the index of one of the candidates, of which there is at least one.
+type picker func(how workload.Balance, of portKey, candidates []netip.AddrPort) int
+
+// portKey names a service port.
+type portKey struct {
+	host string
+	port uint16
+}
+
+func keyOf(ref workload.ServiceRef) portKey {
+	if ref.Service == nil {
+		return portKey{}
+	}
+	return portKey{ref.Service.Hostname, ref.Port.Port}
 }
 
 // uncaptured are the ports of a mesh pod that are never captured there, so that
@@ -57,20 +78,33 @@ func route(w *workload.World, q question) routing {
 		return routeService(w, q, ref)
 	}
 	if peer, ok := w.WorkloadAt(q.dst.Addr()); ok {
-		r := routeEndpoint(q.dst, peer) // headless services and bare addresses (design D10)
-		r.service, _ = w.ServiceOf(q.dst)
-		return named(r)
+		return routeAddress(w, q, peer) // headless services and bare addresses (design D10)
 	}
 	if w.Awaited(q.dst.Addr()) {
 		return routing{verdict: refused, reason: policy.NoEndpoint, detail: "the pod at this address is not known yet"} // it may be in the mesh (design D11)
 	}
-	if ref, ok := w.ServiceOf(q.dst); ok { // an endpoint without a pod (contract 3.66)
-		return routing{verdict: pass, endpoint: q.dst, service: ref}
+	if _, ok := w.ServiceOf(q.dst); ok { // an endpoint without a pod (contract 3.66)
+		return routeAddress(w, q, nil)
 	}
 	if w.Mesh.Outbound == workload.RegistryOnly {
 		return routing{verdict: refused, reason: policy.RegistryOnly, detail: "the destination is not known and outbound traffic is restricted to known ones"}
 	}
 	return routing{verdict: pass, endpoint: q.dst} // contract 3.13
+}
+
+// routeAddress is for a connection to an address of a service's endpoint. Rules
+// are about services: those of a headless one count, as its name is what led here.
+func routeAddress(w *workload.World, q question, peer *workload.Workload) routing {
+	var conduct workload.Conduct
+	service, _ := w.ServiceOf(q.dst)
+	if headless, ok := w.HeadlessAt(q.dst); ok {
+		if conduct = w.Conduct(q.client, headless.Service, headless.Port.Port); conduct.Rule != "" {
+			service = headless
+		}
+	}
+	r := routeEndpoint(q.dst, peer, conduct)
+	r.service = service
+	return named(r)
 }
 
 // routeService chooses an endpoint for a connection to a cluster address.
@@ -85,11 +119,10 @@ func routeService(w *workload.World, q question, ref workload.ServiceRef) routin
 	if len(ready) == 0 {
 		return routing{verdict: refused, reason: policy.NoEndpoint, detail: "no endpoint of the service is ready", service: ref} // contract 3.59
 	}
-	at := ready[q.pick(ready)]
-	r := routing{verdict: pass, endpoint: at}
-	if peer, ok := w.WorkloadAt(at.Addr()); ok {
-		r = routeEndpoint(at, peer)
-	}
+	conduct := w.Conduct(q.client, ref.Service, ref.Port.Port)
+	at := ready[q.pick(conduct.Balance, keyOf(ref), ready)]
+	peer, _ := w.WorkloadAt(at.Addr())
+	r := routeEndpoint(at, peer, conduct)
 	r.service, r.balanced = ref, true
 	return named(r)
 }
@@ -98,18 +131,53 @@ func routeService(w *workload.World, q question, ref workload.ServiceRef) routin
 // application chose.
 func sameFamily(a, b netip.AddrPort) bool { return a.Addr().Is4() == b.Addr().Unmap().Is4() }
 
-// routeEndpoint decides how a pod is talked to: the label and the mode of its
-// port, and nothing of the client's own (contract 3.20, 3.27).
-func routeEndpoint(at netip.AddrPort, peer *workload.Workload) routing {
-	r := routing{verdict: pass, endpoint: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), peer: peer}
-	if !peer.Mesh || peer.Modes.Port(at.Port()) == policy.Disable || slices.Contains(uncaptured, at.Port()) {
+// routeEndpoint decides how an endpoint is talked to, whose pod may be unknown: as
+// a rule says, for every endpoint alike (contract 3.15), else by itself.
+func routeEndpoint(at netip.AddrPort, peer *workload.Workload, conduct workload.Conduct) routing {
+	r := routing{verdict: pass, endpoint: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), peer: peer, conduct: conduct}
+	t := conduct.TLS
+	switch {
+	case t == nil:
+		return r.auto()
+	case t.Unusable != "":
+		r.verdict, r.reason, r.detail = refused, policy.TLSSettings, "DestinationRule "+conduct.Rule+": "+t.Unusable
+	case t.Mode == workload.TLSDisable:
+		r.explicit = true
+	case t.Mode == workload.TLSIstioMutual: // forced, also on a pod without a sidecar (contract 3.34)
+		r.accept = t.SubjectAltNames
+		return r.demand("DestinationRule " + conduct.Rule + " wants mutual TLS, and the endpoint's identity is not known")
+	default:
+		r.verdict = originate
+	}
+	return r
+}
+
+// auto is what holds without a word of a rule: the label and the mode of the
+// pod's port count, and nothing of the client's own (contract 3.20, 3.27).
+func (r routing) auto() routing {
+	port := r.endpoint.Port()
+	switch {
+	case r.conduct.Beneath == workload.TLSDisable: // contract 3.45
+		r.explicit = true
+		return r
+	case r.peer == nil || !r.peer.Mesh || slices.Contains(uncaptured, port):
+		return r
+	case r.peer.Modes.Port(port) == policy.Disable && r.conduct.Beneath != workload.TLSIstioMutual: // contract 3.45
 		return r
 	}
-	if peer.Identity.IsZero() {
-		r.verdict, r.reason, r.detail = refused, policy.PeerIdentity, "the destination is in the mesh, but its identity is not known"
+	return r.demand("the destination is in the mesh, but its identity is not known")
+}
+
+// demand is mutual TLS with whoever must answer, and nothing if that isn't known.
+func (r routing) demand(otherwise string) routing {
+	if r.peer != nil {
+		r.want = r.peer.Identity
+	}
+	if r.want.IsZero() && len(r.accept) == 0 {
+		r.verdict, r.reason, r.detail = refused, policy.PeerIdentity, otherwise
 		return r
 	}
-	r.verdict, r.want = mesh, peer.Identity
+	r.verdict = mesh
 	return r
 }
 
@@ -117,7 +185,7 @@ func routeEndpoint(at netip.AddrPort, peer *workload.Workload) routing {
 // nothing has been sent yet: what has turned out to be in the mesh meanwhile gets
 // no plaintext (design D11).
 func confirm(w *workload.World, to routing) routing {
-	if to.verdict != pass {
+	if to.verdict != pass || to.explicit {
 		return to
 	}
 	peer, known := w.WorkloadAt(to.endpoint.Addr())
@@ -127,22 +195,33 @@ func confirm(w *workload.World, to routing) routing {
 		}
 		return to
 	}
-	now := routeEndpoint(to.endpoint, peer)
+	now := routeEndpoint(to.endpoint, peer, to.conduct)
 	now.service, now.balanced = to.service, to.balanced
 	return named(now)
 }
 
 // named fills in what the ClientHello says: the service by its own port
-// (contract 3.47), or the pod when no service leads to it.
+// (contract 3.47), or the pod when no service leads to it; and what a rule says
+// instead (contract 3.33, 3.35).
 func named(r routing) routing {
-	if r.verdict != mesh {
+	if r.verdict != mesh && r.verdict != originate {
 		return r
 	}
-	port, host, proto := r.endpoint.Port(), r.peer.Name+"."+r.peer.Namespace, r.peer.PortOf(r.endpoint.Port()).Protocol
+	port, host, proto := r.endpoint.Port(), r.endpoint.Addr().String(), policy.Auto
+	if r.peer != nil {
+		host, proto = r.peer.Name+"."+r.peer.Namespace, r.peer.PortOf(port).Protocol
+	}
 	if r.service.Service != nil {
 		port, host, proto = r.service.Port.Port, r.service.Service.Hostname, r.service.Port.Protocol
 	}
-	r.sni, r.alpn = wire.SNI(port, "", host), wire.OutboundALPN(proto)
+	if r.verdict == mesh {
+		r.sni, r.alpn = wire.SNI(port, "", host), wire.OutboundALPN(proto)
+	} else {
+		r.sni = host // no mesh ALPN: contract 3.36
+	}
+	if t := r.conduct.TLS; t != nil && t.SNI != "" {
+		r.sni = t.SNI
+	}
 	return r
 }
 

@@ -21,6 +21,7 @@ var update = flag.Bool("update", false, "rewrite the expected transcripts")
 // TestRouteScripts runs the transcripts in testdata/route: a small world in
 // words, a question, the answer.
 // Contract 1.23, 3.1, 3.5, 3.6, 3.16-3.19, 3.22-3.25, 3.27, 3.53, 3.60-3.64, 3.66, 3.68.
+// Contract 3.15, 3.34.
 func TestRouteScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/route/*.txt")
 	if err != nil || len(files) == 0 {
@@ -78,6 +79,7 @@ type scriptWorld struct {
 	mesh     workload.Mesh
 	pods     map[string]*workload.Workload
 	services []*workload.Service
+	rules    []*workload.DestinationRule
 	answer   string
 }
 
@@ -92,6 +94,8 @@ func (w *scriptWorld) do(verb string, args []string) error {
 		return w.workload(args)
 	case "service":
 		return w.service(args)
+	case "rule":
+		return w.rule(args)
 	case "route", "allowed":
 		return w.route(verb, args)
 	}
@@ -188,12 +192,57 @@ func (w *scriptWorld) service(args []string) error {
 	return nil
 }
 
+// rule reads `rule <ns>/<name> <host> [tls=MODE] [sni=X] [san=X] [unusable=X]
+// [port=N[:MODE]] [max=N]`; `rule none` forgets them all.
+func (w *scriptWorld) rule(args []string) error {
+	if args[0] == "none" {
+		w.rules = nil
+		return nil
+	}
+	ns, name, _ := strings.Cut(args[0], "/")
+	r := &workload.DestinationRule{Namespace: ns, Name: name, Host: args[1], ExportTo: []string{"*"}, Policy: &workload.TrafficPolicy{}}
+	for _, a := range args[2:] {
+		key, value, _ := strings.Cut(a, "=")
+		switch key {
+		case "tls":
+			r.Policy.TLS = tlsOfMode(value)
+		case "sni":
+			r.Policy.TLS.SNI = value
+		case "san":
+			r.Policy.TLS.SubjectAltNames = append(r.Policy.TLS.SubjectAltNames, value)
+		case "unusable":
+			r.Policy.TLS.Unusable = value
+		case "port":
+			port, mode, _ := strings.Cut(value, ":")
+			n, err := strconv.ParseUint(port, 10, 16)
+			if err != nil {
+				return err
+			}
+			r.Ports = map[uint16]workload.TrafficPolicy{uint16(n): {TLS: tlsOfMode(mode)}}
+		default:
+			return fmt.Errorf("no such property %q", a)
+		}
+	}
+	w.rules = append(w.rules, r)
+	return nil
+}
+
+func tlsOfMode(mode string) *workload.ClientTLS {
+	for m := workload.TLSDisable; m <= workload.TLSIstioMutual; m++ {
+		if m.String() == mode {
+			return &workload.ClientTLS{Mode: m}
+		}
+	}
+	return nil
+}
+
 // route answers `route to=A [not=B] [last]`, and `allowed to=A endpoint=B
 // [encrypted]` about an open connection.
 func (w *scriptWorld) route(verb string, args []string) error {
 	q := question{
-		own:  func(a netip.AddrPort) bool { return a.Port() == 15001 || a.Port() == 15006 },
-		pick: func([]netip.AddrPort) int { return 0 },
+		own:    func(a netip.AddrPort) bool { return a.Port() == 15001 || a.Port() == 15006 },
+		client: &workload.Workload{Namespace: "shop"},
+		pick:   func(workload.Balance, portKey, []netip.AddrPort) int { return 0 },
 	}
 	var endpoint netip.AddrPort
 	encrypted := false
@@ -209,12 +258,12 @@ func (w *scriptWorld) route(verb string, args []string) error {
 		case "encrypted":
 			encrypted = true
 		case "last":
-			q.pick = func(c []netip.AddrPort) int { return len(c) - 1 }
+			q.pick = func(_ workload.Balance, _ portKey, c []netip.AddrPort) int { return len(c) - 1 }
 		default:
 			return fmt.Errorf("no such argument %q", a)
 		}
 	}
-	world := workload.NewWorld(w.mesh, slices.Collect(valuesOf(w.pods)), w.services)
+	world := workload.NewWorld(w.mesh, slices.Collect(valuesOf(w.pods)), w.services, w.rules...)
 	if verb == "allowed" {
 		w.answer = "yes"
 		if reason := stillAllowed(world, q.dst, endpoint, encrypted); reason != policy.None {
@@ -227,7 +276,13 @@ func (w *scriptWorld) route(verb string, args []string) error {
 	case refused:
 		w.answer = fmt.Sprintf("refuse  reason %s", r.reason)
 	case mesh:
-		w.answer = fmt.Sprintf("mesh  dial %s  expect %s\n      sni %s  alpn %s", r.endpoint, r.want.URI(), r.sni, strings.Join(r.alpn, ","))
+		expect := r.want.URI()
+		if len(r.accept) > 0 {
+			expect = "one of " + strings.Join(r.accept, " ")
+		}
+		w.answer = fmt.Sprintf("mesh  dial %s  expect %s\n      sni %s  alpn %s", r.endpoint, expect, r.sni, strings.Join(r.alpn, ","))
+	case originate:
+		w.answer = fmt.Sprintf("tls %s  dial %s  sni %s  alpn %q", r.conduct.TLS.Mode, r.endpoint, r.sni, r.alpn)
 	default:
 		w.answer = fmt.Sprintf("pass  dial %s", r.endpoint)
 	}
@@ -251,15 +306,30 @@ func TestBalancerPrefersTheLessLoaded(t *testing.T) {
 		bal := newBalancer(func(n int) int { return min(first, n-1) })
 		bal.add(a, 2)
 		bal.add(b, 1)
-		if got := bal.pick([]netip.AddrPort{a, b}); got != 1 {
+		if got := bal.pick(workload.LeastRequest, portKey{}, []netip.AddrPort{a, b}); got != 1 {
 			t.Errorf("picked %d, want the one with fewer connections", got)
 		}
 		bal.add(a, -2)
-		if got := bal.pick([]netip.AddrPort{a, b}); got != 0 {
+		if got := bal.pick(workload.LeastRequest, portKey{}, []netip.AddrPort{a, b}); got != 0 {
 			t.Errorf("picked %d after the other became idle", got)
 		}
 		if len(bal.open) != 1 {
 			t.Errorf("%d endpoints kept, want only the one in use", len(bal.open))
 		}
+	}
+}
+
+func TestBalancerTakesTurns(t *testing.T) {
+	bal := newBalancer(func(int) int { return 1 })
+	all := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80"), netip.MustParseAddrPort("10.0.0.3:80")}
+	var got []int
+	for range 4 {
+		got = append(got, bal.pick(workload.RoundRobin, portKey{"a", 80}, all))
+	}
+	if !slices.Equal(got, []int{1, 2, 0, 1}) || bal.pick(workload.RoundRobin, portKey{"b", 80}, all) != 1 {
+		t.Error("turns", got)
+	}
+	if bal.pick(workload.Random, portKey{}, all) != 1 {
+		t.Error("chance")
 	}
 }

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -16,12 +18,13 @@ type worldStore struct {
 	self      string // UID of this proxy's own workload
 	changed   func(*workload.World)
 	current   atomic.Pointer[workload.World]
-	known     chan struct{} // closed once mesh, services, policies and the own workload are known
+	known     chan struct{} // closed once mesh, services, policies, rules and the own workload are known
 	mu        sync.Mutex
 	mesh      workload.Mesh
 	workloads map[string]*workload.Workload
 	services  map[string]*workload.Service
 	access    accessStore
+	rules     map[string]*workload.DestinationRule
 	got       map[string]bool // types that were handled at least once
 	ready     bool
 
@@ -31,7 +34,7 @@ type worldStore struct {
 // worldTypes are what a proxy asks for, in the order in which it wants to be told:
 // a policy before the workload that follows it.
 func worldTypes() []string {
-	return []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeWorkload, wire.TypeService}
+	return []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeDestinationRule, wire.TypeWorkload, wire.TypeService}
 }
 
 // newWorldStore starts with an empty world. changed is called after every swap.
@@ -40,6 +43,7 @@ func newWorldStore(self string, changed func(*workload.World)) *worldStore {
 		self: self, changed: changed, known: make(chan struct{}),
 		access:    newAccessStore(self),
 		workloads: map[string]*workload.Workload{}, services: map[string]*workload.Service{}, got: map[string]bool{},
+		rules: map[string]*workload.DestinationRule{},
 	}
 	s.current.Store(workload.NewWorld(workload.Mesh{}, nil, nil))
 	return s
@@ -73,6 +77,8 @@ func (s *worldStore) handle(typeURL string, upserts []xds.Resource, removed []st
 			delete(s.services, name)
 		case typeURL == wire.TypeAuthorizationPolicy:
 			s.access.remove(name)
+		case typeURL == wire.TypeDestinationRule:
+			delete(s.rules, name)
 		}
 	}
 	s.got[typeURL] = true
@@ -100,6 +106,15 @@ func (s *worldStore) put(typeURL string, r xds.Resource) error {
 			return fmt.Errorf("service %q is named %q", name, r.Name)
 		}
 		s.services[r.Name] = v
+	case wire.TypeDestinationRule:
+		v, err := wire.ParseDestinationRule(r.Body)
+		if err != nil {
+			return err
+		}
+		if name := v.Namespace + "/" + v.Name; name != r.Name {
+			return fmt.Errorf("destination rule %q is named %q", name, r.Name)
+		}
+		s.rules[r.Name] = v
 	case wire.TypeMesh:
 		m, err := wire.ParseMesh(r.Body)
 		if err != nil {
@@ -124,7 +139,7 @@ func (s *worldStore) swap() {
 	for _, v := range s.services {
 		services = append(services, v)
 	}
-	w := workload.NewWorld(s.mesh, workloads, services)
+	w := workload.NewWorld(s.mesh, workloads, services, slices.Collect(maps.Values(s.rules))...)
 	w.Access = s.access.build(s.workloads[s.self], s.mesh.TrustDomains)
 	s.current.Store(w)
 	s.announce()
@@ -145,7 +160,7 @@ func (s *worldStore) synced() {
 // announce closes known once all is known that a decision needs. Callers hold mu.
 func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]
-	if !s.ready && !s.unconfirmed && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] {
+	if !s.ready && !s.unconfirmed && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] && s.got[wire.TypeDestinationRule] {
 		s.ready = true
 		close(s.known)
 	}

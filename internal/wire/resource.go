@@ -46,6 +46,7 @@ func AppendWorkload(b []byte, w *workload.Workload) ([]byte, error) {
 		Version:           w.Version,
 
 		AuthorizationPolicies: w.Policies,
+		DestinationRules:      w.Rules,
 	}
 	if len(w.Modes.Ports) > 0 {
 		m.PortModes = make(map[uint32]meshv1.Mode, len(w.Modes.Ports))
@@ -99,6 +100,7 @@ func workloadFromProto(m *meshv1.Workload) (*workload.Workload, error) {
 		WorkloadName:      m.GetWorkloadName(),
 		App:               m.GetApp(),
 		Version:           m.GetVersion(),
+		Rules:             m.GetDestinationRules(),
 		Policies:          m.GetAuthorizationPolicies(),
 	}
 	for _, key := range w.Policies {
@@ -225,6 +227,7 @@ func AppendMesh(b []byte, m *workload.Mesh) ([]byte, error) {
 		Http10:             m.HTTP10,
 		IdleTimeoutSeconds: seconds,
 		Bundle:             m.BundlePEM,
+		RootNamespace:      m.RootNamespace,
 	}
 	if _, err := meshFromProto(p); err != nil {
 		return nil, fmt.Errorf("encode mesh: %w", err)
@@ -271,6 +274,7 @@ func meshFromProto(p *meshv1.Mesh) (*workload.Mesh, error) {
 		HTTP10:        p.GetHttp10(),
 		IdleTimeout:   time.Duration(seconds) * time.Second,
 		BundlePEM:     p.GetBundle(),
+		RootNamespace: p.GetRootNamespace(),
 	}, f.err()
 }
 

@@ -41,7 +41,7 @@ func fullWorkload() *workload.Workload {
 			{Target: 3306, Protocol: policy.TCP},
 		},
 		Policies:      []string{"shop/allow-web"},
-		CanonicalName: "web", CanonicalRevision: "v1", WorkloadName: "web", App: "web", Version: "v1",
+		CanonicalName: "web", CanonicalRevision: "v1", WorkloadName: "web", App: "web", Version: "v1", Rules: []string{"shop/db"},
 	}
 }
 
@@ -60,7 +60,23 @@ func fullService() *workload.Service {
 func fullMesh(t testing.TB) *workload.Mesh {
 	return &workload.Mesh{
 		TrustDomains: []string{"cluster.local", "old.example"}, ClusterDomain: "cluster.local",
-		Outbound: workload.RegistryOnly, HTTP10: true, IdleTimeout: time.Hour, BundlePEM: rootPEM(t),
+		Outbound: workload.RegistryOnly, HTTP10: true, IdleTimeout: time.Hour, BundlePEM: rootPEM(t), RootNamespace: "d8-istio",
+	}
+}
+
+func fullRule() *workload.DestinationRule {
+	return &workload.DestinationRule{
+		Namespace: "shop", Name: "db", Host: "*.shop.svc.cluster.local", ExportTo: []string{"shop", "bank"}, Selective: true, Created: time.Unix(1000, 0).UTC(),
+		Policy: &workload.TrafficPolicy{
+			Balance: workload.Random, ConnectTimeout: time.Second, MaxConnections: 7,
+			Keepalive: &workload.Keepalive{Probes: 3, Time: time.Minute, Interval: time.Second},
+			TLS: &workload.ClientTLS{
+				Mode: workload.TLSMutual, SNI: "db.example", SubjectAltNames: []string{"db.example"}, CACertificates: "/c", ClientCertificate: "/a", PrivateKey: "/b",
+			},
+		},
+		Ports: map[uint16]workload.TrafficPolicy{
+			80: {}, 81: {TLS: &workload.ClientTLS{Mode: workload.TLSSimple, SkipVerify: true}}, 82: {TLS: &workload.ClientTLS{Mode: workload.TLSMutual, Unusable: "no"}},
+		},
 	}
 }
 
@@ -116,6 +132,8 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, &workload.Workload{UID: "a/b", Name: "b", Namespace: "a"}, AppendWorkload, ParseWorkload)
 	roundTrip(t, fullService(), AppendService, ParseService)
 	roundTrip(t, &workload.Service{Name: "b", Namespace: "a", Hostname: "b.a.svc.cluster.local"}, AppendService, ParseService)
+	roundTrip(t, fullRule(), AppendDestinationRule, ParseDestinationRule)
+	roundTrip(t, &workload.DestinationRule{Namespace: "a", Name: "b", Host: "*", ExportTo: []string{"*"}, Created: time.Unix(0, 0).UTC()}, AppendDestinationRule, ParseDestinationRule)
 	roundTrip(t, fullMesh(t), AppendMesh, ParseMesh)
 	roundTrip(t, &workload.Mesh{TrustDomains: []string{"td"}, ClusterDomain: "cluster.local"}, AppendMesh, ParseMesh)
 }
@@ -131,6 +149,14 @@ func TestEnums(t *testing.T) {
 		if got := "PROTOCOL_" + strings.ToUpper(policy.Protocol(n).String()); got != name {
 			t.Errorf("protocol %d is %s on the wire and %s here", n, name, got)
 		}
+	}
+	for n, name := range meshv1.ClientTLSMode_name {
+		if got := "CLIENT_TLS_MODE_" + strings.ToUpper(workload.TLSMode(n).String()); got != name {
+			t.Errorf("TLS mode %d is %s on the wire and %s here", n, name, got)
+		}
+	}
+	if int(workload.Random) != int(meshv1.Balance_BALANCE_RANDOM) || int(workload.RoundRobin) != int(meshv1.Balance_BALANCE_ROUND_ROBIN) {
+		t.Error("balances differ")
 	}
 	if int(workload.RegistryOnly) != int(meshv1.OutboundPolicy_OUTBOUND_POLICY_REGISTRY_ONLY) {
 		t.Error("outbound policies differ")
@@ -208,7 +234,13 @@ func TestParseRefuses(t *testing.T) {
 	mustName(t, err, `"a/b" is not a trust domain`, `"" is not`, "cluster domain", "outbound policy 3", "idle timeout", "no PEM")
 	_, err = ParseMesh(encode(t, &meshv1.Mesh{IdleTimeoutSeconds: maxSeconds + 1}))
 	mustName(t, err, "no trust domain", "idle timeout")
+	_, err = ParseDestinationRule(encode(t, &meshv1.DestinationRule{
+		Name: "a/b", Host: "a.*", CreatedSeconds: maxSeconds + 1, Policy: &meshv1.TrafficPolicy{Balance: 9, ConnectTimeoutMs: -1, Keepalive: &meshv1.TrafficPolicy_Keepalive{TimeMs: -1, IntervalMs: maxSeconds * 1001}, Tls: &meshv1.ClientTLS{}},
+		Ports: map[uint32]*meshv1.TrafficPolicy{0: {Tls: &meshv1.ClientTLS{Mode: meshv1.ClientTLSMode_CLIENT_TLS_MODE_MUTUAL}}},
+	}))
+	mustName(t, err, `namespace ""`, `name "a/b"`, `host "a.*"`, "exported to nobody", "age is", "balance 9", "connect timeout", "keepalive time", "keepalive interval", "TLS mode 0", "port of the rule 0", "MUTUAL without certificate")
 	for _, parse := range []func([]byte) error{
+		func(b []byte) error { _, err := ParseDestinationRule(b); return err },
 		func(b []byte) error { _, err := ParseWorkload(b); return err },
 		func(b []byte) error { _, err := ParseService(b); return err },
 		func(b []byte) error { _, err := ParseMesh(b); return err },
@@ -251,6 +283,8 @@ func FuzzParseResource(f *testing.F) {
 	w, _ := AppendWorkload(nil, fullWorkload())
 	s, _ := AppendService(nil, fullService())
 	m, _ := AppendMesh(nil, fullMesh(f))
+	r, _ := AppendDestinationRule(nil, fullRule())
+	f.Add(r)
 	f.Add(w)
 	f.Add(s)
 	f.Add(m)
@@ -258,6 +292,7 @@ func FuzzParseResource(f *testing.F) {
 		stable(t, b, AppendWorkload, ParseWorkload)
 		stable(t, b, AppendService, ParseService)
 		stable(t, b, AppendMesh, ParseMesh)
+		stable(t, b, AppendDestinationRule, ParseDestinationRule)
 	})
 }
 

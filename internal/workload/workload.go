@@ -32,6 +32,8 @@ type Workload struct {
 	CanonicalRevision string
 	WorkloadName      string // the controller's name, e.g. the Deployment's
 	App, Version      string // labels, for metrics
+
+	Rules []string // the selective DestinationRules that select it, by name in the table
 }
 
 // Port is what is known of a workload's port from the oldest service that
@@ -88,6 +90,7 @@ type Mesh struct {
 	HTTP10        bool          // accept HTTP/1.0 on declared HTTP ports (contract 2.55)
 	IdleTimeout   time.Duration // of a TCP connection (contract 2.36); 0 means 1 h
 	BundlePEM     []byte        // the roots in force
+	RootNamespace string        // whose DestinationRules are for all (contract 3.39)
 }
 
 // World is everything that a proxy knows. Build it with NewWorld.
@@ -102,6 +105,8 @@ type World struct {
 	byVIP     map[netip.AddrPort]ServiceRef
 	byBackend map[netip.AddrPort]ServiceRef
 	awaited   map[netip.Addr]struct{}
+	headless  map[netip.Addr][]*Service
+	rules     rulebook
 }
 
 // ServiceRef is one port of one service.
@@ -110,9 +115,9 @@ type ServiceRef struct {
 	Port    ServicePort
 }
 
-// NewWorld indexes workloads and services. It keeps what it is given: callers
-// must not change it afterwards.
-func NewWorld(mesh Mesh, workloads []*Workload, services []*Service) *World {
+// NewWorld indexes workloads, services and rules. It keeps what it is given:
+// callers must not change it afterwards.
+func NewWorld(mesh Mesh, workloads []*Workload, services []*Service, rules ...*DestinationRule) *World {
 	w := &World{
 		Mesh:      mesh,
 		workloads: make(map[string]*Workload, len(workloads)),
@@ -121,6 +126,8 @@ func NewWorld(mesh Mesh, workloads []*Workload, services []*Service) *World {
 		byVIP:     make(map[netip.AddrPort]ServiceRef),
 		byBackend: make(map[netip.AddrPort]ServiceRef),
 		awaited:   make(map[netip.Addr]struct{}),
+		headless:  make(map[netip.Addr][]*Service),
+		rules:     newRulebook(rules),
 	}
 	for _, x := range workloads {
 		w.workloads[x.UID] = x
@@ -148,6 +155,11 @@ func (x *Workload) before(other *Workload) bool {
 }
 
 func (w *World) indexService(s *Service) {
+	if len(s.Addresses) == 0 {
+		for _, e := range s.Endpoints {
+			w.headless[e.Address] = append(w.headless[e.Address], s)
+		}
+	}
 	for _, p := range s.Ports {
 		ref := ServiceRef{s, p}
 		for _, a := range s.Addresses {
@@ -184,6 +196,30 @@ func (w *World) ServiceAt(a netip.AddrPort) (ServiceRef, bool) {
 func (w *World) ServiceOf(a netip.AddrPort) (ServiceRef, bool) {
 	r, ok := w.byBackend[netip.AddrPortFrom(a.Addr().Unmap(), a.Port())]
 	return r, ok
+}
+
+// HeadlessAt finds the port of a headless service that leads to this address and
+// port of a pod: who connects there has asked for the service by name (contract
+// 3.62). Of several the first by name counts.
+func (w *World) HeadlessAt(a netip.AddrPort) (ServiceRef, bool) {
+	var found ServiceRef
+	for _, s := range w.headless[a.Addr().Unmap()] {
+		for _, p := range s.Ports {
+			if s.leadsTo(a, p.Port) && (found.Service == nil || s.Hostname < found.Service.Hostname) {
+				found = ServiceRef{s, p}
+			}
+		}
+	}
+	return found, found.Service != nil
+}
+
+func (s *Service) leadsTo(a netip.AddrPort, port uint16) bool {
+	for i := range s.Endpoints {
+		if e := &s.Endpoints[i]; e.Address == a.Addr().Unmap() && e.Targets[port] == a.Port() {
+			return true
+		}
+	}
+	return false
 }
 
 // Awaited reports whether a pod is said to have the address that is not in the

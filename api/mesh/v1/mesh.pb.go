@@ -172,6 +172,110 @@ func (OutboundPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{2}
 }
 
+type ClientTLSMode int32
+
+const (
+	ClientTLSMode_CLIENT_TLS_MODE_AUTO         ClientTLSMode = 0
+	ClientTLSMode_CLIENT_TLS_MODE_DISABLE      ClientTLSMode = 1
+	ClientTLSMode_CLIENT_TLS_MODE_SIMPLE       ClientTLSMode = 2
+	ClientTLSMode_CLIENT_TLS_MODE_MUTUAL       ClientTLSMode = 3
+	ClientTLSMode_CLIENT_TLS_MODE_ISTIO_MUTUAL ClientTLSMode = 4
+)
+
+// Enum value maps for ClientTLSMode.
+var (
+	ClientTLSMode_name = map[int32]string{
+		0: "CLIENT_TLS_MODE_AUTO",
+		1: "CLIENT_TLS_MODE_DISABLE",
+		2: "CLIENT_TLS_MODE_SIMPLE",
+		3: "CLIENT_TLS_MODE_MUTUAL",
+		4: "CLIENT_TLS_MODE_ISTIO_MUTUAL",
+	}
+	ClientTLSMode_value = map[string]int32{
+		"CLIENT_TLS_MODE_AUTO":         0,
+		"CLIENT_TLS_MODE_DISABLE":      1,
+		"CLIENT_TLS_MODE_SIMPLE":       2,
+		"CLIENT_TLS_MODE_MUTUAL":       3,
+		"CLIENT_TLS_MODE_ISTIO_MUTUAL": 4,
+	}
+)
+
+func (x ClientTLSMode) Enum() *ClientTLSMode {
+	p := new(ClientTLSMode)
+	*p = x
+	return p
+}
+
+func (x ClientTLSMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ClientTLSMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[3].Descriptor()
+}
+
+func (ClientTLSMode) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[3]
+}
+
+func (x ClientTLSMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ClientTLSMode.Descriptor instead.
+func (ClientTLSMode) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+type Balance int32
+
+const (
+	Balance_BALANCE_LEAST_REQUEST Balance = 0
+	Balance_BALANCE_ROUND_ROBIN   Balance = 1
+	Balance_BALANCE_RANDOM        Balance = 2
+)
+
+// Enum value maps for Balance.
+var (
+	Balance_name = map[int32]string{
+		0: "BALANCE_LEAST_REQUEST",
+		1: "BALANCE_ROUND_ROBIN",
+		2: "BALANCE_RANDOM",
+	}
+	Balance_value = map[string]int32{
+		"BALANCE_LEAST_REQUEST": 0,
+		"BALANCE_ROUND_ROBIN":   1,
+		"BALANCE_RANDOM":        2,
+	}
+)
+
+func (x Balance) Enum() *Balance {
+	p := new(Balance)
+	*p = x
+	return p
+}
+
+func (x Balance) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Balance) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[4].Descriptor()
+}
+
+func (Balance) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[4]
+}
+
+func (x Balance) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Balance.Descriptor instead.
+func (Balance) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4}
+}
+
 // Which workloads it holds for.
 type AuthorizationPolicy_Scope int32
 
@@ -209,11 +313,11 @@ func (x AuthorizationPolicy_Scope) String() string {
 }
 
 func (AuthorizationPolicy_Scope) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_mesh_v1_mesh_proto_enumTypes[3].Descriptor()
+	return file_api_mesh_v1_mesh_proto_enumTypes[5].Descriptor()
 }
 
 func (AuthorizationPolicy_Scope) Type() protoreflect.EnumType {
-	return &file_api_mesh_v1_mesh_proto_enumTypes[3]
+	return &file_api_mesh_v1_mesh_proto_enumTypes[5]
 }
 
 func (x AuthorizationPolicy_Scope) Number() protoreflect.EnumNumber {
@@ -222,7 +326,7 @@ func (x AuthorizationPolicy_Scope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Scope.Descriptor instead.
 func (AuthorizationPolicy_Scope) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type AuthorizationPolicy_Effect int32
@@ -261,11 +365,11 @@ func (x AuthorizationPolicy_Effect) String() string {
 }
 
 func (AuthorizationPolicy_Effect) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_mesh_v1_mesh_proto_enumTypes[4].Descriptor()
+	return file_api_mesh_v1_mesh_proto_enumTypes[6].Descriptor()
 }
 
 func (AuthorizationPolicy_Effect) Type() protoreflect.EnumType {
-	return &file_api_mesh_v1_mesh_proto_enumTypes[4]
+	return &file_api_mesh_v1_mesh_proto_enumTypes[6]
 }
 
 func (x AuthorizationPolicy_Effect) Number() protoreflect.EnumNumber {
@@ -274,7 +378,7 @@ func (x AuthorizationPolicy_Effect) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Effect.Descriptor instead.
 func (AuthorizationPolicy_Effect) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 1}
 }
 
 type AuthorizationPolicy_Attribute int32
@@ -355,11 +459,11 @@ func (x AuthorizationPolicy_Attribute) String() string {
 }
 
 func (AuthorizationPolicy_Attribute) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_mesh_v1_mesh_proto_enumTypes[5].Descriptor()
+	return file_api_mesh_v1_mesh_proto_enumTypes[7].Descriptor()
 }
 
 func (AuthorizationPolicy_Attribute) Type() protoreflect.EnumType {
-	return &file_api_mesh_v1_mesh_proto_enumTypes[5]
+	return &file_api_mesh_v1_mesh_proto_enumTypes[7]
 }
 
 func (x AuthorizationPolicy_Attribute) Number() protoreflect.EnumNumber {
@@ -368,7 +472,7 @@ func (x AuthorizationPolicy_Attribute) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Attribute.Descriptor instead.
 func (AuthorizationPolicy_Attribute) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 2}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 2}
 }
 
 // Workload is a pod as a peer. Resource name: "<namespace>/<pod>".
@@ -393,8 +497,10 @@ type Workload struct {
 	// "<namespace>/<name>" of the AuthorizationPolicies of scope WORKLOADS that
 	// select it.
 	AuthorizationPolicies []string `protobuf:"bytes,16,rep,name=authorization_policies,json=authorizationPolicies,proto3" json:"authorization_policies,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Names of the selective DestinationRules that select it.
+	DestinationRules []string `protobuf:"bytes,20,rep,name=destination_rules,json=destinationRules,proto3" json:"destination_rules,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
@@ -532,6 +638,13 @@ func (x *Workload) GetAuthorizationPolicies() []string {
 	return nil
 }
 
+func (x *Workload) GetDestinationRules() []string {
+	if x != nil {
+		return x.DestinationRules
+	}
+	return nil
+}
+
 // Service is a Kubernetes Service. Resource name: "<namespace>/<name>".
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -628,6 +741,7 @@ type Mesh struct {
 	IdleTimeoutSeconds int64          `protobuf:"varint,5,opt,name=idle_timeout_seconds,json=idleTimeoutSeconds,proto3" json:"idle_timeout_seconds,omitempty"`
 	// PEM of the roots in force.
 	Bundle        []byte `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	RootNamespace string `protobuf:"bytes,20,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -704,6 +818,295 @@ func (x *Mesh) GetBundle() []byte {
 	return nil
 }
 
+func (x *Mesh) GetRootNamespace() string {
+	if x != nil {
+		return x.RootNamespace
+	}
+	return ""
+}
+
+type ClientTLS struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Mode              ClientTLSMode          `protobuf:"varint,1,opt,name=mode,proto3,enum=podseal.mesh.v1.ClientTLSMode" json:"mode,omitempty"`
+	Sni               string                 `protobuf:"bytes,2,opt,name=sni,proto3" json:"sni,omitempty"`
+	SubjectAltNames   []string               `protobuf:"bytes,3,rep,name=subject_alt_names,json=subjectAltNames,proto3" json:"subject_alt_names,omitempty"`
+	CaCertificates    string                 `protobuf:"bytes,4,opt,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"`
+	ClientCertificate string                 `protobuf:"bytes,5,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"`
+	PrivateKey        string                 `protobuf:"bytes,6,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	SkipVerify        bool                   `protobuf:"varint,7,opt,name=skip_verify,json=skipVerify,proto3" json:"skip_verify,omitempty"`
+	// Why it can't be carried out; connections are then refused.
+	Unusable      string `protobuf:"bytes,8,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientTLS) Reset() {
+	*x = ClientTLS{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientTLS) ProtoMessage() {}
+
+func (x *ClientTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
+func (*ClientTLS) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ClientTLS) GetMode() ClientTLSMode {
+	if x != nil {
+		return x.Mode
+	}
+	return ClientTLSMode_CLIENT_TLS_MODE_AUTO
+}
+
+func (x *ClientTLS) GetSni() string {
+	if x != nil {
+		return x.Sni
+	}
+	return ""
+}
+
+func (x *ClientTLS) GetSubjectAltNames() []string {
+	if x != nil {
+		return x.SubjectAltNames
+	}
+	return nil
+}
+
+func (x *ClientTLS) GetCaCertificates() string {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return ""
+}
+
+func (x *ClientTLS) GetClientCertificate() string {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return ""
+}
+
+func (x *ClientTLS) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *ClientTLS) GetSkipVerify() bool {
+	if x != nil {
+		return x.SkipVerify
+	}
+	return false
+}
+
+func (x *ClientTLS) GetUnusable() string {
+	if x != nil {
+		return x.Unusable
+	}
+	return ""
+}
+
+type TrafficPolicy struct {
+	state            protoimpl.MessageState   `protogen:"open.v1"`
+	Tls              *ClientTLS               `protobuf:"bytes,1,opt,name=tls,proto3" json:"tls,omitempty"`
+	Balance          Balance                  `protobuf:"varint,2,opt,name=balance,proto3,enum=podseal.mesh.v1.Balance" json:"balance,omitempty"`
+	ConnectTimeoutMs int64                    `protobuf:"varint,3,opt,name=connect_timeout_ms,json=connectTimeoutMs,proto3" json:"connect_timeout_ms,omitempty"`
+	MaxConnections   uint32                   `protobuf:"varint,4,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	Keepalive        *TrafficPolicy_Keepalive `protobuf:"bytes,5,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *TrafficPolicy) Reset() {
+	*x = TrafficPolicy{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrafficPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrafficPolicy) ProtoMessage() {}
+
+func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrafficPolicy.ProtoReflect.Descriptor instead.
+func (*TrafficPolicy) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TrafficPolicy) GetTls() *ClientTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *TrafficPolicy) GetBalance() Balance {
+	if x != nil {
+		return x.Balance
+	}
+	return Balance_BALANCE_LEAST_REQUEST
+}
+
+func (x *TrafficPolicy) GetConnectTimeoutMs() int64 {
+	if x != nil {
+		return x.ConnectTimeoutMs
+	}
+	return 0
+}
+
+func (x *TrafficPolicy) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *TrafficPolicy) GetKeepalive() *TrafficPolicy_Keepalive {
+	if x != nil {
+		return x.Keepalive
+	}
+	return nil
+}
+
+// DestinationRule is how clients talk to the services of a host. Resource name:
+// "<namespace>/<name>".
+type DestinationRule struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Full name of a service, or "*" and the end of one.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// Namespaces; "*" is all.
+	ExportTo       []string       `protobuf:"bytes,4,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
+	Selective      bool           `protobuf:"varint,5,opt,name=selective,proto3" json:"selective,omitempty"`
+	CreatedSeconds int64          `protobuf:"varint,6,opt,name=created_seconds,json=createdSeconds,proto3" json:"created_seconds,omitempty"`
+	Policy         *TrafficPolicy `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	// By service port.
+	Ports         map[uint32]*TrafficPolicy `protobuf:"bytes,8,rep,name=ports,proto3" json:"ports,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestinationRule) Reset() {
+	*x = DestinationRule{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestinationRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestinationRule) ProtoMessage() {}
+
+func (x *DestinationRule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestinationRule.ProtoReflect.Descriptor instead.
+func (*DestinationRule) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DestinationRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DestinationRule) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DestinationRule) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *DestinationRule) GetExportTo() []string {
+	if x != nil {
+		return x.ExportTo
+	}
+	return nil
+}
+
+func (x *DestinationRule) GetSelective() bool {
+	if x != nil {
+		return x.Selective
+	}
+	return false
+}
+
+func (x *DestinationRule) GetCreatedSeconds() int64 {
+	if x != nil {
+		return x.CreatedSeconds
+	}
+	return 0
+}
+
+func (x *DestinationRule) GetPolicy() *TrafficPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *DestinationRule) GetPorts() map[uint32]*TrafficPolicy {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 // AuthorizationPolicy says who may reach workloads. Resource name:
 // "<namespace>/<name>".
 type AuthorizationPolicy struct {
@@ -720,7 +1123,7 @@ type AuthorizationPolicy struct {
 
 func (x *AuthorizationPolicy) Reset() {
 	*x = AuthorizationPolicy{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +1135,7 @@ func (x *AuthorizationPolicy) String() string {
 func (*AuthorizationPolicy) ProtoMessage() {}
 
 func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +1148,7 @@ func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AuthorizationPolicy) GetName() string {
@@ -802,7 +1205,7 @@ type Workload_Port struct {
 
 func (x *Workload_Port) Reset() {
 	*x = Workload_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1217,7 @@ func (x *Workload_Port) String() string {
 func (*Workload_Port) ProtoMessage() {}
 
 func (x *Workload_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1272,7 @@ type Service_Port struct {
 
 func (x *Service_Port) Reset() {
 	*x = Service_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1284,7 @@ func (x *Service_Port) String() string {
 func (*Service_Port) ProtoMessage() {}
 
 func (x *Service_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1334,7 @@ type Service_Endpoint struct {
 
 func (x *Service_Endpoint) Reset() {
 	*x = Service_Endpoint{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1346,7 @@ func (x *Service_Endpoint) String() string {
 func (*Service_Endpoint) ProtoMessage() {}
 
 func (x *Service_Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,6 +1390,66 @@ func (x *Service_Endpoint) GetWorkload() string {
 	return ""
 }
 
+type TrafficPolicy_Keepalive struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Probes        uint32                 `protobuf:"varint,1,opt,name=probes,proto3" json:"probes,omitempty"`
+	TimeMs        int64                  `protobuf:"varint,2,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	IntervalMs    int64                  `protobuf:"varint,3,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrafficPolicy_Keepalive) Reset() {
+	*x = TrafficPolicy_Keepalive{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrafficPolicy_Keepalive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrafficPolicy_Keepalive) ProtoMessage() {}
+
+func (x *TrafficPolicy_Keepalive) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrafficPolicy_Keepalive.ProtoReflect.Descriptor instead.
+func (*TrafficPolicy_Keepalive) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4, 0}
+}
+
+func (x *TrafficPolicy_Keepalive) GetProbes() uint32 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *TrafficPolicy_Keepalive) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *TrafficPolicy_Keepalive) GetIntervalMs() int64 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
 // Rule matches if any of from, any of to and all of when match; none is any.
 type AuthorizationPolicy_Rule struct {
 	state protoimpl.MessageState         `protogen:"open.v1"`
@@ -1001,7 +1464,7 @@ type AuthorizationPolicy_Rule struct {
 
 func (x *AuthorizationPolicy_Rule) Reset() {
 	*x = AuthorizationPolicy_Rule{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1476,7 @@ func (x *AuthorizationPolicy_Rule) String() string {
 func (*AuthorizationPolicy_Rule) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1489,7 @@ func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy_Rule.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy_Rule) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 0}
 }
 
 func (x *AuthorizationPolicy_Rule) GetFrom() []*AuthorizationPolicy_Matches {
@@ -1066,7 +1529,7 @@ type AuthorizationPolicy_Matches struct {
 
 func (x *AuthorizationPolicy_Matches) Reset() {
 	*x = AuthorizationPolicy_Matches{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1541,7 @@ func (x *AuthorizationPolicy_Matches) String() string {
 func (*AuthorizationPolicy_Matches) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1554,7 @@ func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy_Matches.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy_Matches) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 1}
 }
 
 func (x *AuthorizationPolicy_Matches) GetAll() []*AuthorizationPolicy_Match {
@@ -1114,7 +1577,7 @@ type AuthorizationPolicy_Match struct {
 
 func (x *AuthorizationPolicy_Match) Reset() {
 	*x = AuthorizationPolicy_Match{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1589,7 @@ func (x *AuthorizationPolicy_Match) String() string {
 func (*AuthorizationPolicy_Match) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1602,7 @@ func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy_Match.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy_Match) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3, 2}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 2}
 }
 
 func (x *AuthorizationPolicy_Match) GetOn() AuthorizationPolicy_Attribute {
@@ -1174,7 +1637,7 @@ var File_api_mesh_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/mesh/v1/mesh.proto\x12\x0fpodseal.mesh.v1\"\x99\x06\n" +
+	"\x16api/mesh/v1/mesh.proto\x12\x0fpodseal.mesh.v1\"\xc6\x06\n" +
 	"\bWorkload\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1192,7 +1655,8 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\rworkload_name\x18\f \x01(\tR\fworkloadName\x12\x10\n" +
 	"\x03app\x18\r \x01(\tR\x03app\x12\x18\n" +
 	"\aversion\x18\x0e \x01(\tR\aversion\x125\n" +
-	"\x16authorization_policies\x18\x10 \x03(\tR\x15authorizationPolicies\x1aS\n" +
+	"\x16authorization_policies\x18\x10 \x03(\tR\x15authorizationPolicies\x12+\n" +
+	"\x11destination_rules\x18\x14 \x03(\tR\x10destinationRules\x1aS\n" +
 	"\x0ePortModesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x15.podseal.mesh.v1.ModeR\x05value:\x028\x01\x1a\x9b\x01\n" +
@@ -1219,14 +1683,50 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\bworkload\x18\x04 \x01(\tR\bworkload\x1a:\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xf1\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x98\x02\n" +
 	"\x04Mesh\x12#\n" +
 	"\rtrust_domains\x18\x01 \x03(\tR\ftrustDomains\x12%\n" +
 	"\x0ecluster_domain\x18\x02 \x01(\tR\rclusterDomain\x12;\n" +
 	"\boutbound\x18\x03 \x01(\x0e2\x1f.podseal.mesh.v1.OutboundPolicyR\boutbound\x12\x16\n" +
 	"\x06http10\x18\x04 \x01(\bR\x06http10\x120\n" +
 	"\x14idle_timeout_seconds\x18\x05 \x01(\x03R\x12idleTimeoutSeconds\x12\x16\n" +
-	"\x06bundle\x18\x06 \x01(\fR\x06bundle\"\xc6\v\n" +
+	"\x06bundle\x18\x06 \x01(\fR\x06bundle\x12%\n" +
+	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\"\xb3\x02\n" +
+	"\tClientTLS\x122\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1e.podseal.mesh.v1.ClientTLSModeR\x04mode\x12\x10\n" +
+	"\x03sni\x18\x02 \x01(\tR\x03sni\x12*\n" +
+	"\x11subject_alt_names\x18\x03 \x03(\tR\x0fsubjectAltNames\x12'\n" +
+	"\x0fca_certificates\x18\x04 \x01(\tR\x0ecaCertificates\x12-\n" +
+	"\x12client_certificate\x18\x05 \x01(\tR\x11clientCertificate\x12\x1f\n" +
+	"\vprivate_key\x18\x06 \x01(\tR\n" +
+	"privateKey\x12\x1f\n" +
+	"\vskip_verify\x18\a \x01(\bR\n" +
+	"skipVerify\x12\x1a\n" +
+	"\bunusable\x18\b \x01(\tR\bunusable\"\xef\x02\n" +
+	"\rTrafficPolicy\x12,\n" +
+	"\x03tls\x18\x01 \x01(\v2\x1a.podseal.mesh.v1.ClientTLSR\x03tls\x122\n" +
+	"\abalance\x18\x02 \x01(\x0e2\x18.podseal.mesh.v1.BalanceR\abalance\x12,\n" +
+	"\x12connect_timeout_ms\x18\x03 \x01(\x03R\x10connectTimeoutMs\x12'\n" +
+	"\x0fmax_connections\x18\x04 \x01(\rR\x0emaxConnections\x12F\n" +
+	"\tkeepalive\x18\x05 \x01(\v2(.podseal.mesh.v1.TrafficPolicy.KeepaliveR\tkeepalive\x1a]\n" +
+	"\tKeepalive\x12\x16\n" +
+	"\x06probes\x18\x01 \x01(\rR\x06probes\x12\x17\n" +
+	"\atime_ms\x18\x02 \x01(\x03R\x06timeMs\x12\x1f\n" +
+	"\vinterval_ms\x18\x03 \x01(\x03R\n" +
+	"intervalMs\"\x90\x03\n" +
+	"\x0fDestinationRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x1b\n" +
+	"\texport_to\x18\x04 \x03(\tR\bexportTo\x12\x1c\n" +
+	"\tselective\x18\x05 \x01(\bR\tselective\x12'\n" +
+	"\x0fcreated_seconds\x18\x06 \x01(\x03R\x0ecreatedSeconds\x126\n" +
+	"\x06policy\x18\a \x01(\v2\x1e.podseal.mesh.v1.TrafficPolicyR\x06policy\x12A\n" +
+	"\x05ports\x18\b \x03(\v2+.podseal.mesh.v1.DestinationRule.PortsEntryR\x05ports\x1aX\n" +
+	"\n" +
+	"PortsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x124\n" +
+	"\x05value\x18\x02 \x01(\v2\x1e.podseal.mesh.v1.TrafficPolicyR\x05value:\x028\x01\"\xc6\v\n" +
 	"\x13AuthorizationPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12@\n" +
@@ -1290,7 +1790,17 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\fPROTOCOL_TCP\x10\x02*R\n" +
 	"\x0eOutboundPolicy\x12\x1d\n" +
 	"\x19OUTBOUND_POLICY_ALLOW_ANY\x10\x00\x12!\n" +
-	"\x1dOUTBOUND_POLICY_REGISTRY_ONLY\x10\x01B'Z%podseal.io/podseal/api/mesh/v1;meshv1b\x06proto3"
+	"\x1dOUTBOUND_POLICY_REGISTRY_ONLY\x10\x01*\xa0\x01\n" +
+	"\rClientTLSMode\x12\x18\n" +
+	"\x14CLIENT_TLS_MODE_AUTO\x10\x00\x12\x1b\n" +
+	"\x17CLIENT_TLS_MODE_DISABLE\x10\x01\x12\x1a\n" +
+	"\x16CLIENT_TLS_MODE_SIMPLE\x10\x02\x12\x1a\n" +
+	"\x16CLIENT_TLS_MODE_MUTUAL\x10\x03\x12 \n" +
+	"\x1cCLIENT_TLS_MODE_ISTIO_MUTUAL\x10\x04*Q\n" +
+	"\aBalance\x12\x19\n" +
+	"\x15BALANCE_LEAST_REQUEST\x10\x00\x12\x17\n" +
+	"\x13BALANCE_ROUND_ROBIN\x10\x01\x12\x12\n" +
+	"\x0eBALANCE_RANDOM\x10\x02B'Z%podseal.io/podseal/api/mesh/v1;meshv1b\x06proto3"
 
 var (
 	file_api_mesh_v1_mesh_proto_rawDescOnce sync.Once
@@ -1304,52 +1814,66 @@ func file_api_mesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_mesh_v1_mesh_proto_rawDescData
 }
 
-var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_api_mesh_v1_mesh_proto_goTypes = []any{
 	(Mode)(0),                           // 0: podseal.mesh.v1.Mode
 	(Protocol)(0),                       // 1: podseal.mesh.v1.Protocol
 	(OutboundPolicy)(0),                 // 2: podseal.mesh.v1.OutboundPolicy
-	(AuthorizationPolicy_Scope)(0),      // 3: podseal.mesh.v1.AuthorizationPolicy.Scope
-	(AuthorizationPolicy_Effect)(0),     // 4: podseal.mesh.v1.AuthorizationPolicy.Effect
-	(AuthorizationPolicy_Attribute)(0),  // 5: podseal.mesh.v1.AuthorizationPolicy.Attribute
-	(*Workload)(nil),                    // 6: podseal.mesh.v1.Workload
-	(*Service)(nil),                     // 7: podseal.mesh.v1.Service
-	(*Mesh)(nil),                        // 8: podseal.mesh.v1.Mesh
-	(*AuthorizationPolicy)(nil),         // 9: podseal.mesh.v1.AuthorizationPolicy
-	nil,                                 // 10: podseal.mesh.v1.Workload.PortModesEntry
-	(*Workload_Port)(nil),               // 11: podseal.mesh.v1.Workload.Port
-	(*Service_Port)(nil),                // 12: podseal.mesh.v1.Service.Port
-	(*Service_Endpoint)(nil),            // 13: podseal.mesh.v1.Service.Endpoint
-	nil,                                 // 14: podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	(*AuthorizationPolicy_Rule)(nil),    // 15: podseal.mesh.v1.AuthorizationPolicy.Rule
-	(*AuthorizationPolicy_Matches)(nil), // 16: podseal.mesh.v1.AuthorizationPolicy.Matches
-	(*AuthorizationPolicy_Match)(nil),   // 17: podseal.mesh.v1.AuthorizationPolicy.Match
+	(ClientTLSMode)(0),                  // 3: podseal.mesh.v1.ClientTLSMode
+	(Balance)(0),                        // 4: podseal.mesh.v1.Balance
+	(AuthorizationPolicy_Scope)(0),      // 5: podseal.mesh.v1.AuthorizationPolicy.Scope
+	(AuthorizationPolicy_Effect)(0),     // 6: podseal.mesh.v1.AuthorizationPolicy.Effect
+	(AuthorizationPolicy_Attribute)(0),  // 7: podseal.mesh.v1.AuthorizationPolicy.Attribute
+	(*Workload)(nil),                    // 8: podseal.mesh.v1.Workload
+	(*Service)(nil),                     // 9: podseal.mesh.v1.Service
+	(*Mesh)(nil),                        // 10: podseal.mesh.v1.Mesh
+	(*ClientTLS)(nil),                   // 11: podseal.mesh.v1.ClientTLS
+	(*TrafficPolicy)(nil),               // 12: podseal.mesh.v1.TrafficPolicy
+	(*DestinationRule)(nil),             // 13: podseal.mesh.v1.DestinationRule
+	(*AuthorizationPolicy)(nil),         // 14: podseal.mesh.v1.AuthorizationPolicy
+	nil,                                 // 15: podseal.mesh.v1.Workload.PortModesEntry
+	(*Workload_Port)(nil),               // 16: podseal.mesh.v1.Workload.Port
+	(*Service_Port)(nil),                // 17: podseal.mesh.v1.Service.Port
+	(*Service_Endpoint)(nil),            // 18: podseal.mesh.v1.Service.Endpoint
+	nil,                                 // 19: podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	(*TrafficPolicy_Keepalive)(nil),     // 20: podseal.mesh.v1.TrafficPolicy.Keepalive
+	nil,                                 // 21: podseal.mesh.v1.DestinationRule.PortsEntry
+	(*AuthorizationPolicy_Rule)(nil),    // 22: podseal.mesh.v1.AuthorizationPolicy.Rule
+	(*AuthorizationPolicy_Matches)(nil), // 23: podseal.mesh.v1.AuthorizationPolicy.Matches
+	(*AuthorizationPolicy_Match)(nil),   // 24: podseal.mesh.v1.AuthorizationPolicy.Match
 }
 var file_api_mesh_v1_mesh_proto_depIdxs = []int32{
 	0,  // 0: podseal.mesh.v1.Workload.mode:type_name -> podseal.mesh.v1.Mode
-	10, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
-	11, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
-	12, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
-	13, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
+	15, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
+	16, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
+	17, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
+	18, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
 	2,  // 5: podseal.mesh.v1.Mesh.outbound:type_name -> podseal.mesh.v1.OutboundPolicy
-	3,  // 6: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
-	4,  // 7: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
-	15, // 8: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
-	0,  // 9: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
-	1,  // 10: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	1,  // 11: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	14, // 12: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	16, // 13: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	16, // 14: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	17, // 15: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	17, // 16: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	5,  // 17: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	3,  // 6: podseal.mesh.v1.ClientTLS.mode:type_name -> podseal.mesh.v1.ClientTLSMode
+	11, // 7: podseal.mesh.v1.TrafficPolicy.tls:type_name -> podseal.mesh.v1.ClientTLS
+	4,  // 8: podseal.mesh.v1.TrafficPolicy.balance:type_name -> podseal.mesh.v1.Balance
+	20, // 9: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
+	12, // 10: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
+	21, // 11: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
+	5,  // 12: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
+	6,  // 13: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
+	22, // 14: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
+	0,  // 15: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
+	1,  // 16: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	1,  // 17: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	19, // 18: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	12, // 19: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
+	23, // 20: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	23, // 21: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	24, // 22: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	24, // 23: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	7,  // 24: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_api_mesh_v1_mesh_proto_init() }
@@ -1362,8 +1886,8 @@ func file_api_mesh_v1_mesh_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_mesh_v1_mesh_proto_rawDesc), len(file_api_mesh_v1_mesh_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   12,
+			NumEnums:      8,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
