@@ -98,6 +98,14 @@ func (m *testMesh) startStoppable(pod *workload.Workload, change ...func(*Config
 			m.t.Error(err)
 		}
 	}()
+	m.t.Cleanup(func() {
+		if !m.t.Failed() {
+			return
+		}
+		for _, r := range p.records.last() {
+			m.t.Logf("%s recorded %+v", pod.Name, r)
+		}
+	})
 	return p, func() { cancel(); <-done }
 }
 
