@@ -211,7 +211,7 @@ func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
 	// What holds for all goes first: a proxy then never meets a peer whose root it
 	// lacks, or its own pod following a policy that it doesn't know. Rules go before
 	// what they are about, so that nothing is reached without them.
-	for _, typeURL := range []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeDestinationRule, wire.TypeWorkload, wire.TypeService} {
+	for _, typeURL := range wire.Types() {
 		changed = p.cfg.Store.Replace(typeURL, resources[typeURL]) || changed
 	}
 	took := p.cfg.Now().Sub(start)

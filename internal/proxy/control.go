@@ -17,6 +17,7 @@ import (
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/report"
+	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/xds"
 )
 
@@ -50,7 +51,7 @@ func (p *proxy) runControl(ctx context.Context) {
 	}
 	defer conn.Close()
 	token := func() (string, error) { return readToken(c.TokenFile) }
-	types := worldTypes()
+	types := wire.Types()
 	remembered, held := p.remember(types)
 	defer remembered.close()
 	client := xds.NewClient(xds.ClientConfig{

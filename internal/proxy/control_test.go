@@ -96,7 +96,10 @@ func startControlPlane(t *testing.T, issuer *ca.Issuer, addr string) *controlPla
 func (cp *controlPlane) publish(t *testing.T, w *meshtest.World) {
 	t.Helper()
 	w.Mesh.BundlePEM = cp.issuer.Bundle().PEM()
-	all := map[string]map[string][]byte{wire.TypeMesh: {}, wire.TypeService: {}, wire.TypeWorkload: {}, wire.TypeAuthorizationPolicy: {}, wire.TypeDestinationRule: {}}
+	all := map[string]map[string][]byte{}
+	for _, typeURL := range wire.Types() {
+		all[typeURL] = map[string][]byte{}
+	}
 	put := func(typeURL, name string, body []byte, err error) {
 		if err != nil {
 			t.Fatal(err)

@@ -124,7 +124,7 @@ func TestRecallWaitsForTheControlPlane(t *testing.T) {
 		})
 		held[wire.TypeWorkload] = append(held[wire.TypeWorkload], xds.Resource{Name: "shop/odd", Version: "1", Body: []byte("odd")})
 		s := newWorldStore("shop/web", func(*workload.World) {})
-		versions := s.recall(worldTypes(), held)
+		versions := s.recall(wire.Types(), held)
 		if len(versions[wire.TypeWorkload]) != 1 || versions[wire.TypeWorkload]["shop/web"] != "1" || versions[wire.TypeMesh]["mesh"] != "1" {
 			t.Errorf("%s: the control plane is told of %v", name, versions)
 		}

@@ -31,12 +31,6 @@ type worldStore struct {
 	unconfirmed bool // what is in force is from before a restart, and may be out of date
 }
 
-// worldTypes are what a proxy asks for, in the order in which it wants to be told:
-// a policy before the workload that follows it.
-func worldTypes() []string {
-	return []string{wire.TypeMesh, wire.TypeAuthorizationPolicy, wire.TypeDestinationRule, wire.TypeWorkload, wire.TypeService}
-}
-
 // newWorldStore starts with an empty world. changed is called after every swap.
 func newWorldStore(self string, changed func(*workload.World)) *worldStore {
 	s := &worldStore{
@@ -151,7 +145,7 @@ func (s *worldStore) synced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unconfirmed = false
-	for _, typeURL := range worldTypes() {
+	for _, typeURL := range wire.Types() {
 		s.got[typeURL] = true
 	}
 	s.announce()

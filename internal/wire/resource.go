@@ -25,6 +25,13 @@ const (
 	TypeAuthorizationPolicy = "type.googleapis.com/podseal.mesh.v1.AuthorizationPolicy" // name: "<namespace>/<name>"
 )
 
+// Types are all types of resources in the order in which they are published and
+// asked for: what holds for all first, rules before what they are about. A proxy is
+// ready once it has been told of each.
+func Types() []string {
+	return []string{TypeMesh, TypeAuthorizationPolicy, TypeDestinationRule, TypeWorkload, TypeService}
+}
+
 // maxSeconds is the longest time that a time.Duration holds.
 const maxSeconds = int64(math.MaxInt64 / time.Second)
 

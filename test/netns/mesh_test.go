@@ -120,7 +120,10 @@ func (m *mesh) write(t testing.TB, name string, b []byte) string {
 // tell puts the world in force.
 func (m *mesh) tell(t testing.TB) {
 	t.Helper()
-	all := map[string]map[string][]byte{wire.TypeMesh: {}, wire.TypeWorkload: {}, wire.TypeService: {}, wire.TypeAuthorizationPolicy: {}, wire.TypeDestinationRule: {}}
+	all := map[string]map[string][]byte{}
+	for _, typeURL := range wire.Types() {
+		all[typeURL] = map[string][]byte{}
+	}
 	m.world.Tell(t, func(typeURL string, upserts []xds.Resource, _ []string) map[string]error {
 		for _, r := range upserts {
 			all[typeURL][r.Name] = r.Body

@@ -155,8 +155,10 @@ func tell(store *xds.Store, root []byte) error {
 	if err != nil {
 		return err
 	}
+	for _, typeURL := range wire.Types() {
+		store.Replace(typeURL, nil) // there are none, and a proxy must know that
+	}
 	store.Replace(wire.TypeMesh, map[string][]byte{"mesh": mesh})
-	store.Replace(wire.TypeAuthorizationPolicy, nil) // there are none, and it must know that
 	store.Replace(wire.TypeService, map[string][]byte{namespace + "/server": body})
 	store.Replace(wire.TypeWorkload, workloads)
 	return nil
