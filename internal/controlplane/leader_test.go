@@ -261,15 +261,13 @@ func TestRootIsRenewed(t *testing.T) {
 func hookConfigs() (*admissionregv1.MutatingWebhookConfiguration, *admissionregv1.ValidatingWebhookConfiguration) {
 	cc := admissionregv1.WebhookClientConfig{Service: &admissionregv1.ServiceReference{Namespace: testNamespace, Name: "istiod"}}
 	none := new(admissionregv1.SideEffectClassNone)
-	return &admissionregv1.MutatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: injectorConfig},
-		Webhooks: []admissionregv1.MutatingWebhook{
-			{Name: "a.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Fail), SideEffects: none}, {Name: "b.example.com", ClientConfig: cc, SideEffects: none},
-		},
-	}, &admissionregv1.ValidatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: validatorConfig},
-		Webhooks:   []admissionregv1.ValidatingWebhook{{Name: "v.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Ignore), SideEffects: none}},
+	injector := &admissionregv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: injectorConfig}}
+	injector.Webhooks = []admissionregv1.MutatingWebhook{
+		{Name: "a.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Fail), SideEffects: none}, {Name: "b.example.com", ClientConfig: cc, SideEffects: none},
 	}
+	validator := &admissionregv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: validatorConfig}}
+	validator.Webhooks = []admissionregv1.ValidatingWebhook{{Name: "v.example.com", ClientConfig: cc, FailurePolicy: new(admissionregv1.Ignore), SideEffects: none}}
+	return injector, validator
 }
 
 // TestWebhookConfigurations is contract 1.36: caBundle everywhere, and the
