@@ -116,6 +116,7 @@ func newRoot(s streams) *cobra.Command {
   podseal edges          who talks to whom, and is it encrypted?
   podseal status         how is each proxy?
   podseal can A B        may A talk to B, and over what?
+  podseal inject -f F    add the proxy to manifests where no webhook does
   podseal uninstall      remove it`,
 		Annotations:   displayName(),
 		SilenceUsage:  true,
@@ -137,6 +138,7 @@ func newRoot(s streams) *cobra.Command {
 		newDescribeCommand(s, k),
 		newIdentityCommand(s, k),
 		newCanCommand(s, k),
+		newInjectCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

@@ -206,13 +206,13 @@ func askAPI(d clientdiscovery.DiscoveryInterface) (native bool, err error) {
 			return false, fmt.Errorf("%s has no %s: its CRD is not installed", gvk.GroupVersion(), gvk.Kind)
 		}
 	}
-	return nativeSidecars(v.Major, v.Minor), nil
+	return NativeSidecars(v.Major, v.Minor), nil
 }
 
-// nativeSidecars reports whether a server of this version has sidecar containers
+// NativeSidecars reports whether a server of this version has sidecar containers
 // as a feature that can't be switched off (contract 5.41). A minor version may
 // end in "+".
-func nativeSidecars(major, minor string) bool {
+func NativeSidecars(major, minor string) bool {
 	maj, errMajor := strconv.Atoi(major)
 	mnr, errMinor := strconv.Atoi(strings.TrimRight(minor, "+"))
 	return errMajor == nil && errMinor == nil && (maj > 1 || (maj == 1 && mnr >= 33))

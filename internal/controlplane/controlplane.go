@@ -121,6 +121,14 @@ func (c *Config) complete() {
 	c.InspectAddress = cmp.Or(c.InspectAddress, "127.0.0.1:"+InspectPort)
 }
 
+// InjectParams are what pods are injected with under this config.
+func (c *Config) InjectParams(native bool) inject.Params {
+	return inject.Params{
+		ProxyImage: c.ProxyImage, ImagePullPolicy: c.ImagePullPolicy,
+		CAAddress: serviceHost(cmp.Or(c.Namespace, settings.Namespace)) + ":15012", NativeSidecars: native, Revision: revision,
+	}
+}
+
 // Run serves until the context ends or something breaks that a restart must mend.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
@@ -208,11 +216,8 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	roots := &rootWriter{client: mgr.GetClient(), authority: auth}
 	hooks := &webhooks{
 		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace,
-		params: inject.Params{
-			ProxyImage: cfg.ProxyImage, ImagePullPolicy: cfg.ImagePullPolicy,
-			CAAddress: serviceHost(cfg.Namespace) + ":15012", NativeSidecars: native, Revision: revision,
-		},
-		log: cfg.Log,
+		params: cfg.InjectParams(native),
+		log:    cfg.Log,
 	}
 	counts.observe(auth, streams.xds, streams.report, time.Now)
 

@@ -214,7 +214,7 @@ func TestTransforms(t *testing.T) {
 func TestNativeSidecars(t *testing.T) {
 	for version, want := range map[string]bool{"1.32": false, "1.33": true, "1.34+": true, "2.0": true, "1.": false, ".": false, "0.99": false} {
 		major, minor, _ := strings.Cut(version, ".")
-		if got := nativeSidecars(major, minor); got != want {
+		if got := NativeSidecars(major, minor); got != want {
 			t.Errorf("%s: %v", version, got)
 		}
 	}

@@ -78,6 +78,9 @@ type Request struct {
 	NamespaceName string
 	Settings      settings.Settings
 	Params        Params
+
+	// owner is what the pod is an instance of where its metadata doesn't say so.
+	owner *workload
 }
 
 // Pod returns the pod of the request with the proxy in it, or nil if it gets
@@ -99,7 +102,7 @@ func Pod(req Request) (*corev1.Pod, []string, error) {
 	var custom overrides
 	req.Pod, custom = takeCustom(req.Pod)
 	o := readOptions(req)
-	in := &injection{Request: req, custom: custom, options: o, pod: req.Pod.DeepCopy(), workload: workloadOf(req.Pod)}
+	in := &injection{Request: req, custom: custom, options: o, pod: req.Pod.DeepCopy(), workload: req.workload()}
 	in.refuseNames()
 	in.refuseCustom()
 	in.refusePodSecurity()

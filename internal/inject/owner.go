@@ -39,11 +39,25 @@ func workloadOf(pod *corev1.Pod) workload {
 			}
 		}
 	case "Job":
-		if m := regexp.MustCompile(`^(.+)-\d{8,10}$`).FindStringSubmatch(owner.Name); m != nil {
-			return workload{m[1], "CronJob", owner.APIVersion}
-		}
+		return ofJob(w)
 	}
 	return w
+}
+
+// ofJob is the CronJob that a Job was made by, as its name says, or the Job.
+func ofJob(job workload) workload {
+	if m := regexp.MustCompile(`^(.+)-\d{8,10}$`).FindStringSubmatch(job.name); m != nil {
+		return workload{m[1], "CronJob", job.apiVersion}
+	}
+	return job
+}
+
+// workload is what the pod of the request is an instance of.
+func (r *Request) workload() workload {
+	if r.owner != nil {
+		return *r.owner
+	}
+	return workloadOf(r.Pod)
 }
 
 // reference is the workload in the form of ISTIO_META_OWNER.
