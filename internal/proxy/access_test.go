@@ -460,11 +460,11 @@ func someAccess(b *testing.B) *policy.Access {
 // BenchmarkJudgeRequest is what policy costs a request, reading its head included.
 func BenchmarkJudgeRequest(b *testing.B) {
 	access := someAccess(b)
-	h := &httpRelay{Access: func() *policy.Access { return access }, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
+	h := &httpRelay{Gate: &gate{Access: func() *policy.Access { return access }, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}}
 	head := []byte("GET /index.html HTTP/1.1\r\nhost: web\r\nuser-agent: curl/8\r\naccept: */*\r\nx-request-id: 00000000-0000-4000-8000-000000000000\r\n\r\n")
 	b.ReportAllocs()
 	for b.Loop() {
-		if !h.judge(head) {
+		if _, ok := h.judge(b.Context(), head); !ok {
 			b.Fatal("denied")
 		}
 	}

@@ -17,6 +17,11 @@ func (in *inbound) attempt() policy.Attempt {
 	}
 }
 
+// gate is what the requests of this connection must pass.
+func (in *inbound) gate() *gate {
+	return &gate{Access: func() *policy.Access { return in.p.worlds.world().Access }, Attempt: in.attempt(), OnJudged: in.judgedRequest}
+}
+
 // admitted reports whether a connection that isn't HTTP may reach the application,
 // and cuts it if not (contract 6.9, 6.39): nothing of the application's has reached
 // the client by then. Every change of policy asks again.

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/wire"
 )
@@ -51,9 +50,7 @@ type httpRelay struct {
 	Decorator    string // "<service FQDN>:<port>/*", or ":0/*" without service
 	HTTP10       bool   // serve HTTP/1.0 (contract 2.55)
 
-	Access   func() *policy.Access                        // who may send what, as of now; or nil
-	Attempt  policy.Attempt                               // what of it the connection says
-	OnJudged func(j *policy.Judgement, r *policy.Request) // called for each request that a policy said something of; or nil
+	Gate *gate // says what may pass; nil passes everything
 
 	IdleTimeout    time.Duration     // between requests; 0 means none
 	Buffers        *httpBuffers      // shared by connections

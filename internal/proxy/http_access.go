@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"bytes"
+	"context"
+	"net/http"
 	"slices"
 
 	"podseal.io/podseal/internal/policy"
@@ -28,60 +30,50 @@ func (h *httpRelay) normalisePath(r *wire.RequestHead) error {
 	return nil
 }
 
-// judge says whether the request with this head may pass, as policy is now
-// (contract 6.9). From then on every change of policy asks again, until the
-// request has its answer.
-func (h *httpRelay) judge(head []byte) bool {
-	if h.Access == nil {
-		return true
+// judge asks the gate about the request with this head, and returns it as the
+// application is to get it.
+func (h *httpRelay) judge(ctx context.Context, head []byte) (changed []byte, allowed bool) {
+	if h.Gate == nil {
+		return head, true
 	}
-	h.setHead(head)
-	access := h.Access()
-	if access == nil {
-		return true
+	q := &h.asked
+	q.read(head)
+	allowed = h.Gate.ask(ctx, &q.gatedRequest)
+	if len(q.Edits) > 0 {
+		head = editHead(head, q.Edits)
+		q.read(head)
 	}
-	h.asked.read(head)
-	h.asked.attempt = h.Attempt
-	h.asked.attempt.Request = &h.asked.request
-	j := &h.asked.judgement
-	*j = access.Judge(&h.asked.attempt)
-	if h.OnJudged != nil && (!j.Allowed || j.Audited != "" || j.DryRun.Judged) {
-		h.OnJudged(j, &h.asked.request)
-	}
-	return j.Allowed
+	return head, allowed
 }
 
-// setHead puts a head, with what is there of the body, under way.
-func (h *httpRelay) setHead(head []byte) {
+// register puts a request that may pass under way, with what is there of its
+// body: from now on every change of policy asks again, until it has its answer. It
+// reports whether it may still pass.
+func (h *httpRelay) register(head []byte) bool {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.ex.head, h.underWay = head, true
+	h.mu.Unlock()
+	return h.Gate == nil || h.Gate.still(h.Gate.Access(), &h.asked.gatedRequest)
 }
 
 // deny answers a request that may not pass (contract 6.38).
-func (h *httpRelay) deny() bool { return h.answer(403, "Forbidden", accessDenied, "-", false) }
+func (h *httpRelay) deny(r *refusal) bool {
+	return h.answer(&localReply{status: r.Status, reason: http.StatusText(r.Status), body: r.Body, header: r.Header, flag: r.Flag, routed: true})
+}
 
 // stillAllowed reports whether the request that is under way, if there is one,
 // may go on. It may be called at any time.
 func (h *httpRelay) stillAllowed(access *policy.Access) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.underWay || access.Pending() != "" {
-		return true
-	}
-	asked := judgedRequest{attempt: h.Attempt}
-	asked.read(h.ex.head)
-	asked.attempt.Request = &asked.request
-	return access.Judge(&asked.attempt).Allowed
+	return !h.underWay || h.Gate == nil || h.Gate.still(access, &h.asked.gatedRequest)
 }
 
 // judgedRequest is a request as policy sees it: what the application gets, so
 // that neither can be told something that the other is not.
 type judgedRequest struct {
-	attempt   policy.Attempt
-	request   policy.Request
-	fields    headFields
-	judgement policy.Judgement
+	gatedRequest
+	fields headFields
 }
 
 // read takes the head apart, which this proxy has written itself.
@@ -94,7 +86,9 @@ func (q *judgedRequest) read(head []byte) {
 	}
 	q.fields = rest
 	host, _ := q.fields.Field("host")
-	q.request = policy.Request{Method: method, Host: host, Path: path, Header: &q.fields}
+	q.Request.Method, q.Request.Host, q.Request.Path = method, host, path
+	q.Fields = &q.fields
+	q.Request.Header = q.Fields
 }
 
 // headFields are the fields of a head with lower-case names, up to the empty line.
@@ -108,7 +102,7 @@ func (f *headFields) Field(name string) (value []byte, ok bool) {
 		if len(line) == 0 {
 			return value, ok
 		}
-		if len(line) <= len(name) || line[len(name)] != ':' || string(line[:len(name)]) != name {
+		if !isField(line, name) {
 			continue
 		}
 		v := bytes.TrimLeft(line[len(name)+1:], " ")
@@ -117,5 +111,17 @@ func (f *headFields) Field(name string) (value []byte, ok bool) {
 			continue
 		}
 		value = append(append(value, ','), v...) // copies, as the first value has no room
+	}
+}
+
+// Each implements fieldLister.
+func (f *headFields) Each(visit func(name, value []byte) bool) {
+	for rest := []byte(*f); ; {
+		var line []byte
+		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
+		name, value, ok := bytes.Cut(line, []byte{':'})
+		if !ok || !visit(name, bytes.TrimLeft(value, " ")) {
+			return
+		}
 	}
 }

@@ -14,7 +14,7 @@ func TestHTTPDenied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newHTTPRig(t, func(r *httpRig) { r.relay.Access = func() *policy.Access { return access } })
+	r := newHTTPRig(t, func(r *httpRig) { r.relay.Gate = &gate{Access: func() *policy.Access { return access }} })
 	const decorator = "x-envoy-decorator-operation: web.shop.svc.cluster.local:80/*\r\n"
 	head := "HTTP/1.1 403 Forbidden\r\ncontent-length: 19\r\ncontent-type: text/plain\r\n" + r.date() + "server: istio-envoy\r\n"
 	r.send(r.client, "GET /no HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -47,5 +47,28 @@ func TestHTTPBadPath(t *testing.T) {
 	_ = r.client.Close()
 	if err := r.end(); err == nil {
 		t.Error("no error")
+	}
+}
+
+// TestEditHead is what a gate may do to a head of HTTP/1.
+func TestEditHead(t *testing.T) {
+	const head = "GET /a?token=x HTTP/1.1\r\nhost: a\r\nx-user: eve\r\nx-user: mallory\r\n\r\n"
+	tests := []struct {
+		name  string
+		edits []headEdit
+		want  string
+	}{
+		{"none", nil, head},
+		{"take away", []headEdit{{Name: "x-user"}}, "GET /a?token=x HTTP/1.1\r\nhost: a\r\n\r\n"},
+		{"put", []headEdit{{Name: "x-user", Value: "bob", Put: true}}, "GET /a?token=x HTTP/1.1\r\nhost: a\r\nx-user: bob\r\n\r\n"},
+		{"add", []headEdit{{Name: "x-user", Value: "bob", Put: true, Keep: true}}, "GET /a?token=x HTTP/1.1\r\nhost: a\r\nx-user: eve\r\nx-user: mallory\r\nx-user: bob\r\n\r\n"},
+		{"a name that begins another", []headEdit{{Name: "x-use"}}, head},
+		{"the path", []headEdit{{Name: ":path", Value: "/a", Put: true}}, "GET /a HTTP/1.1\r\nhost: a\r\nx-user: eve\r\nx-user: mallory\r\n\r\n"},
+		{"one after the other", []headEdit{{Name: "x-user"}, {Name: "x-user", Value: "bob", Put: true, Keep: true}}, "GET /a?token=x HTTP/1.1\r\nhost: a\r\nx-user: bob\r\n\r\n"},
+	}
+	for _, tt := range tests {
+		if got := string(editHead([]byte(head), tt.edits)); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -205,7 +206,11 @@ type responseFields struct{ server, date, length bool }
 func (h *httpRelay) appendResponse(b []byte, r *wire.ResponseHead, ex *httpExchange, now time.Time) []byte {
 	b = appendStatusLine(b, ex.minor, r)
 	var seen responseFields
+	reply := h.asked.Reply
 	for _, f := range r.Fields {
+		if len(reply) > 0 && replaces(reply, f.Name) {
+			continue
+		}
 		var server bool
 		if b, server = appendResponseField(b, f, r, &seen); server && !seen.server {
 			seen.server = true
@@ -218,6 +223,11 @@ func (h *httpRelay) appendResponse(b []byte, r *wire.ResponseHead, ex *httpExcha
 	}
 	if !seen.server {
 		b = append(b, serverField...)
+	}
+	for i := range reply {
+		if reply[i].Put {
+			b = appendField(b, reply[i].Name, reply[i].Value)
+		}
 	}
 	switch {
 	case r.Status == 101:
@@ -275,31 +285,46 @@ func (h *httpRelay) appendDecorator(b []byte, ex *httpExchange) []byte {
 	return append(append(append(b, "x-envoy-decorator-operation: "...), h.Decorator...), "\r\n"...)
 }
 
-// appendLocal appends a response that this proxy makes itself; upstream says
-// that it does so because the application failed.
-func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, status int, reason, body string, upstream bool, now time.Time) []byte {
+// localReply is a response that this proxy makes itself.
+type localReply struct {
+	status           int
+	reason, body     string
+	header           []headField
+	flag             string // Envoy's
+	routed, upstream bool   // the request had a route; the application failed
+}
+
+// appendLocal appends a response of our own.
+func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, a *localReply, now time.Time) []byte {
 	b = append(b, "HTTP/1."...)
 	b = append(strconv.AppendInt(b, int64(ex.minor), 10), ' ')
-	b = append(strconv.AppendInt(b, int64(status), 10), ' ')
-	b = append(append(b, reason...), "\r\ncontent-length: "...)
-	b = append(strconv.AppendInt(b, int64(len(body)), 10), "\r\n"...)
-	if body != "" {
+	b = append(strconv.AppendInt(b, int64(a.status), 10), ' ')
+	b = append(append(b, a.reason...), "\r\ncontent-length: "...)
+	b = append(strconv.AppendInt(b, int64(len(a.body)), 10), "\r\n"...)
+	if a.body != "" && !slices.ContainsFunc(a.header, func(f headField) bool { return f.Name == "content-type" }) {
 		b = append(b, "content-type: text/plain\r\n"...)
+	}
+	for _, f := range a.header {
+		b = appendField(b, f.Name, f.Value)
 	}
 	b = appendDate(b, now)
 	b = append(b, serverField...)
-	if upstream {
+	if a.upstream {
 		b = appendServiceTime(b, now.Sub(ex.sent))
 	}
 	if !ex.keep {
 		b = append(b, "connection: close\r\n"...)
 	}
-	if upstream || status == 403 { // the request had a route
+	if a.routed {
 		b = h.appendDecorator(b, ex)
 	}
 	b = append(b, "\r\n"...)
 	if ex.method != "HEAD" {
-		b = append(b, body...)
+		b = append(b, a.body...)
 	}
 	return b
+}
+
+func appendField(b []byte, name, value string) []byte {
+	return append(append(append(append(b, name...), ": "...), value...), "\r\n"...)
 }

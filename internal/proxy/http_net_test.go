@@ -361,7 +361,10 @@ func BenchmarkHTTPRelayJudged(b *testing.B) {
 func benchmarkHTTPRelay(b *testing.B, access func() *policy.Access) {
 	client, inner := tcpPair(b)
 	toApp, app := tcpPair(b)
-	h := &httpRelay{Client: inner, App: toApp, Decorator: "web.shop.svc.cluster.local:80/*", Access: access, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
+	h := &httpRelay{Client: inner, App: toApp, Decorator: "web.shop.svc.cluster.local:80/*"}
+	if access != nil {
+		h.Gate = &gate{Access: access, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
+	}
 	var all sync.WaitGroup
 	all.Go(func() { _ = h.serve(context.Background()) })
 	response := []byte("HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Fri, 24 Jan 2025 09:14:20 GMT\r\nContent-Type: text/html\r\nContent-Length: 615\r\n\r\n" + strings.Repeat("w", 615))

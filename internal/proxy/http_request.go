@@ -80,18 +80,19 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	h.reset(ex, r)
 	if r.Minor == 0 && !h.HTTP10 {
 		ex.minor, ex.keep = 1, false
-		h.answer(426, "Upgrade Required", "", "DPE", false) // contract 2.55
+		h.answer(&localReply{status: 426, reason: "Upgrade Required", flag: "DPE"}) // contract 2.55
 		h.linger()
 		return false, nil
 	}
 	if err := h.normalisePath(r); err != nil {
 		return false, h.refuse(err)
 	}
-	var head []byte
-	if head, ex.decorated, err = h.appendRequest(ex.head[:0], r); err != nil {
+	head, decorated, err := h.appendRequest(ex.head[:0], r)
+	if err != nil {
 		return false, err
 	}
-	allowed := h.judge(head)
+	ex.decorated = decorated
+	head, allowed := h.judge(ctx, head)
 	body := newHTTPBody(r.Body)
 	ex.replay = body.done() && safeMethod(ex.method)
 	h.in.take(size)
@@ -101,12 +102,15 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	if err != nil {
 		return false, h.refuse(err)
 	}
-	h.setHead(append(head, there[:n]...))
 	h.in.take(n)
 	ex.received.Store(int64(size + n))
+	answer := h.asked.Refusal
+	if allowed && !h.register(append(head, there[:n]...)) {
+		allowed, answer = false, &denied
+	}
 	if !allowed {
 		ex.keep = ex.keep && body.done()
-		if next = h.deny(); !next {
+		if next = h.deny(answer); !next {
 			h.linger()
 		}
 		return next, nil
@@ -117,7 +121,7 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	if err != nil {
 		h.appErr = fmt.Errorf("%w: %w", errHTTPApp, err)
 		ex.keep = ex.keep && body.done()
-		if next = h.answer(503, "Service Unavailable", upstreamError+"remote connection failure", "UF", true); !next { // contract 2.34
+		if next = h.answer(&localReply{status: 503, reason: "Service Unavailable", body: upstreamError + "remote connection failure", flag: "UF", routed: true, upstream: true}); !next { // contract 2.34
 			h.linger()
 		}
 		return next, nil

@@ -197,11 +197,11 @@ func (h *httpRelay) failResponse(err error) {
 		h.report(ex, 0, "DC", 0)
 	case httpFault(ex.fault.Load()) == faultBadBody:
 		ex.keep = false
-		h.answer(400, "Bad Request", "", "DPE", false)
+		h.answer(&localReply{status: 400, reason: "Bad Request", flag: "DPE"})
 	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge):
-		h.answer(502, "Bad Gateway", upstreamError+"protocol error", "UPE", true)
+		h.answer(&localReply{status: 502, reason: "Bad Gateway", body: upstreamError + "protocol error", flag: "UPE", routed: true, upstream: true})
 	default:
-		h.answer(503, "Service Unavailable", upstreamError+"connection termination", "UC", true)
+		h.answer(&localReply{status: 503, reason: "Service Unavailable", body: upstreamError + "connection termination", flag: "UC", routed: true, upstream: true})
 	}
 }
 
@@ -219,15 +219,15 @@ func responseFlag(err error) string {
 
 // answer sends a response of our own and reports whether the connection goes on.
 // Callers own the exchange.
-func (h *httpRelay) answer(status int, reason, body, flag string, upstream bool) bool {
+func (h *httpRelay) answer(a *localReply) bool {
 	ex := &h.ex
 	h.mu.Lock()
 	h.underWay = false
 	h.mu.Unlock()
 	ex.keep = ex.keep && !h.draining()
-	h.response = h.appendLocal(h.response[:0], ex, status, reason, body, upstream, h.Now())
+	h.response = h.appendLocal(h.response[:0], ex, a, h.Now())
 	err := h.write(h.response)
-	h.report(ex, status, flag, int64(len(h.response)))
+	h.report(ex, a.status, a.flag, int64(len(h.response)))
 	if err != nil {
 		ex.keep = false
 		h.abort()
@@ -249,7 +249,7 @@ func (h *httpRelay) refuse(err error) error {
 	}
 	h.reset(ex, &wire.RequestHead{Head: wire.Head{Minor: 1}})
 	ex.keep = false
-	h.answer(status, reason, "", "DPE", false)
+	h.answer(&localReply{status: status, reason: reason, flag: "DPE"})
 	h.linger()
 	return err
 }

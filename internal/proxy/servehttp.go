@@ -21,9 +21,8 @@ const noServiceDecorator = ":0/*"
 func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 	in.c.note(func(r *Record) { r.Protocol = "http" })
 	count := in.p.metrics.HTTP(in.labels("http"))
-	attempt := in.attempt()
 	h := &httpRelay{
-		Access: func() *policy.Access { return in.p.worlds.world().Access }, Attempt: attempt, OnJudged: in.judgedRequest,
+		Gate:   in.gate(),
 		Client: client, First: first.client,
 		Dial: func(ctx context.Context) (stream, error) {
 			app, err := in.dialApp(ctx)

@@ -1,0 +1,152 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/wire"
+)
+
+// gate says of each HTTP request of one connection whether it may reach the
+// application, before anything of it does, and what is to be changed of its head.
+// The relays of HTTP/1 and HTTP/2 ask it alike. It may be asked by any number of
+// goroutines at a time, and waits when somebody else must be asked.
+type gate struct {
+	Access   func() *policy.Access                        // who may send what, as of now
+	Attempt  policy.Attempt                               // what of it the connection says
+	OnJudged func(j *policy.Judgement, r *policy.Request) // called for each request that a policy said something of; or nil
+}
+
+// gatedRequest is one request at the gate. The relay that it belongs to keeps it
+// until the request is answered, may use it again for the next one, and owns it
+// but while it asks.
+type gatedRequest struct {
+	// Request is what the application would get: the path normalised, the names of
+	// fields in lower case, nothing in it that only a proxy may say. Token is the
+	// gate's to set, and Header is taken from Fields.
+	Request policy.Request
+	Fields  fieldLister
+	// ReadAhead returns the beginning of the body without its framing, up to so
+	// many bytes, and whether that is all of it. The relay still passes on what was
+	// read. nil is a request without a body.
+	ReadAhead func(ctx context.Context, most int) (body []byte, whole bool, err error)
+
+	// Refusal is the answer if the request may not pass; nil if it may.
+	Refusal *refusal
+	// Edits are to be made to the head, in this order, before it is passed on.
+	Edits []headEdit
+	// Reply are edits of the application's response.
+	Reply []headEdit
+
+	access    *policy.Access // by which it passed
+	attempt   policy.Attempt // scratch
+	judgement policy.Judgement
+}
+
+// fieldLister are the fields of a request.
+type fieldLister interface {
+	policy.Header
+	// Each calls f for every field in order, with its name in lower case, until f
+	// returns false. Nothing that it is given may be kept.
+	Each(f func(name, value []byte) bool)
+}
+
+// headField is a field with its name in lower case, safe to be sent as it is.
+type headField struct{ Name, Value string }
+
+// headEdit changes a head: all fields of this name go, then, if Put is set, one
+// with Value comes. The name ":path" is the request's target, and only ever put.
+type headEdit struct {
+	Name, Value string
+	Put         bool
+	Keep        bool // what is there stays beside what is put
+}
+
+// refusal is the answer to a request that may not pass.
+type refusal struct {
+	Status int
+	Body   string
+	Header []headField // beside those of every answer of this proxy's own; it has no content-length
+	Flag   string      // Envoy's response flag
+}
+
+// denied is the refusal of an AuthorizationPolicy (contract 6.38).
+var denied = refusal{Status: 403, Body: accessDenied, Flag: "-"}
+
+// ask reports whether the request may pass, as policy is now (contract 6.9); if
+// not, q.Refusal says what to answer. It returns early when ctx ends.
+//
+// A relay asks, registers the request for changes of policy, and then asks still
+// once, as a change may have come in between.
+func (g *gate) ask(_ context.Context, q *gatedRequest) bool {
+	q.Refusal, q.Edits, q.Reply = nil, nil, nil
+	q.Request.Header, q.Request.Token = q.Fields, nil
+	if q.access = g.Access(); q.access == nil {
+		return true
+	}
+	q.attempt = g.Attempt
+	q.attempt.Request = &q.Request
+	j := &q.judgement
+	*j = q.access.Judge(&q.attempt)
+	if g.OnJudged != nil && (!j.Allowed || j.Audited != "" || j.DryRun.Judged) {
+		g.OnJudged(j, &q.Request)
+	}
+	if !j.Allowed {
+		q.Refusal = &denied
+	}
+	return j.Allowed
+}
+
+// still reports whether a request that has passed may go on under this policy.
+// Request and Fields must be those that the application got. It changes nothing of
+// q, so it may be called while others read it.
+func (g *gate) still(access *policy.Access, q *gatedRequest) bool {
+	if access == q.access || access.Pending() != "" {
+		return true
+	}
+	attempt := g.Attempt
+	attempt.Request = &q.Request
+	return access.Judge(&attempt).Allowed
+}
+
+// editHead returns a head of HTTP/1 with these edits made.
+func editHead(head []byte, edits []headEdit) []byte {
+	for _, e := range edits {
+		line, rest, _ := bytes.Cut(head, []byte("\r\n"))
+		out := make([]byte, 0, len(head)+len(e.Name)+len(e.Value)+len(": \r\n"))
+		if e.Name == ":path" {
+			first, last := bytes.IndexByte(line, ' '), bytes.LastIndexByte(line, ' ')
+			out = append(append(append(out, line[:first+1]...), e.Value...), line[last:]...)
+			head = append(append(out, "\r\n"...), rest...)
+			continue
+		}
+		out = append(append(out, line...), "\r\n"...)
+		for len(rest) > 0 && !bytes.HasPrefix(rest, []byte("\r\n")) {
+			line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
+			if e.Keep || !isField(line, e.Name) {
+				out = append(append(out, line...), "\r\n"...)
+			}
+		}
+		if e.Put {
+			out = append(append(append(append(out, e.Name...), ": "...), e.Value...), "\r\n"...)
+		}
+		head = append(out, rest...)
+	}
+	return head
+}
+
+// replaces reports whether one of the edits takes this field's place.
+func replaces(edits []headEdit, name []byte) bool {
+	for i := range edits {
+		if !edits[i].Keep && (wire.Field{Name: name}).Is(edits[i].Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// isField reports whether a line, whose name is in lower case, is of a field.
+func isField(line []byte, name string) bool {
+	return len(line) > len(name) && line[len(name)] == ':' && string(line[:len(name)]) == name
+}
