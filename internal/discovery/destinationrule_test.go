@@ -34,6 +34,8 @@ func paths[T any](all []T, path func(T) string) []string {
 func TestValidateDestinationRule(t *testing.T) {
 	const tls = "host: web\ntrafficPolicy: {tls: "
 	const at = "spec.trafficPolicy.tls"
+	const lb = "host: web\ntrafficPolicy: {loadBalancer: "
+	const outlier, outlierAt = "host: web\ntrafficPolicy: {outlierDetection: ", "spec.trafficPolicy.outlierDetection"
 	for name, tc := range map[string]struct {
 		spec             string
 		faults, warnings []string
@@ -62,20 +64,31 @@ func TestValidateDestinationRule(t *testing.T) {
 		"contract 3.45: entry without tls":  {"host: web\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 80}}]}", nil, []string{"spec.trafficPolicy.portLevelSettings[0]"}},
 		"ports":                             {"host: web\ntrafficPolicy: {portLevelSettings: [{port: {number: 0}}, {}, {port: {number: 65536}}, {port: {number: 80}}, {port: {number: 80}}]}", []string{"spec.trafficPolicy.portLevelSettings[0].port.number", "spec.trafficPolicy.portLevelSettings[1].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number"}, []string{"spec.trafficPolicy.portLevelSettings[4]"}},
 		"all that has no effect": {
-			"host: web\ntrafficPolicy: {outlierDetection: {interval: 1s}, tunnel: {}, proxyProtocol: {}, retryBudget: {}, loadBalancer: {consistentHash: {useSourceIp: true}, warmup: {}}, connectionPool: {tcp: {idleTimeout: 1s, maxConnectionDuration: 1s}, http: {maxRetries: 1, idleTimeout: 1s}}}",
+			"host: web\ntrafficPolicy: {tunnel: {}, proxyProtocol: {}, retryBudget: {}, loadBalancer: {localityLbSetting: {}, zoneAwareLbSetting: {}, warmupDurationSecs: 1s, warmup: {}}, connectionPool: {http: {maxRetries: 1, idleTimeout: 1s}}}",
 			nil,
 			[]string{
-				"spec.trafficPolicy.tunnel", "spec.trafficPolicy.proxyProtocol", "spec.trafficPolicy.retryBudget",
-				"spec.trafficPolicy.loadBalancer.consistentHash", "spec.trafficPolicy.loadBalancer.warmup", "spec.trafficPolicy.outlierDetection",
+				"spec.trafficPolicy.tunnel", "spec.trafficPolicy.proxyProtocol", "spec.trafficPolicy.retryBudget", "spec.trafficPolicy.loadBalancer.localityLbSetting",
+				"spec.trafficPolicy.loadBalancer.zoneAwareLbSetting", "spec.trafficPolicy.loadBalancer.warmupDurationSecs", "spec.trafficPolicy.loadBalancer.warmup",
 				"spec.trafficPolicy.connectionPool.http.idleTimeout", "spec.trafficPolicy.connectionPool.http.maxRetries",
-				"spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration", "spec.trafficPolicy.connectionPool.tcp.idleTimeout",
 			},
 		},
-		"unknown fields":    {"host: web\nhosts: [a]\ntrafficPolicy: {tlsMode: x}", nil, []string{"spec.hosts", "spec.trafficPolicy.tlsMode"}},
-		"exportTo":          {"host: web\nexportTo: [., '*', bank, 'a b', 1]", []string{"spec.exportTo[4]", "spec.exportTo[3]"}, nil},
-		"selector":          {"host: web\nworkloadSelector: {matchLabels: {a: '*'}}", []string{`spec.workloadSelector.matchLabels["a"]`}, nil},
-		"numbers and times": {"host: web\ntrafficPolicy: {loadBalancer: {simple: BEST}, connectionPool: {tcp: {maxConnections: -1, connectTimeout: 0s, tcpKeepalive: {probes: 1.5, time: x, interval: 1}}}}", []string{"spec.trafficPolicy.loadBalancer.simple", "spec.trafficPolicy.connectionPool.tcp.maxConnections", "spec.trafficPolicy.connectionPool.tcp.connectTimeout", "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.probes", "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.time", "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.interval"}, nil},
-		"wrong shapes":      {"host: 1\ntrafficPolicy: []\nsubsets: {}\nexportTo: x", []string{"spec.host", "spec.host", "spec.exportTo", "spec.trafficPolicy", "spec.subsets"}, nil},
+		"limits of time":   {"host: web\ntrafficPolicy: {connectionPool: {tcp: {idleTimeout: 0s, maxConnectionDuration: 1h}}}", nil, nil},
+		"no limits":        {"host: web\ntrafficPolicy: {connectionPool: {tcp: {idleTimeout: never, maxConnectionDuration: 0s}}}", []string{"spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration", "spec.trafficPolicy.connectionPool.tcp.idleTimeout"}, nil},
+		"hash":             {lb + "{consistentHash: {useSourceIp: true, maglev: {}}}}", nil, []string{"spec.trafficPolicy.loadBalancer.consistentHash.maglev"}},
+		"hash of requests": {lb + "{consistentHash: {httpCookie: {name: a}, minimumRingSize: 5}}}", nil, []string{"spec.trafficPolicy.loadBalancer.consistentHash.minimumRingSize", "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie"}},
+		"two balancers":    {lb + "{simple: RANDOM, consistentHash: {useSourceIp: true}}}", []string{"spec.trafficPolicy.loadBalancer"}, nil},
+		"passthrough":      {lb + "{simple: PASSTHROUGH}}", nil, nil},
+		"outliers":         {outlier + "{splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 3, interval: 1s, baseEjectionTime: 1m, maxEjectionPercent: 100, minHealthPercent: 50}}", nil, nil},
+		"outliers of responses": {outlier + "{consecutive5xxErrors: 3, consecutiveGatewayErrors: 2, consecutiveErrors: 1, consecutiveLocalOriginFailures: 2, outlierDetectionHttpErrorCodes: {}}}", nil, []string{
+			outlierAt + ".consecutiveErrors", outlierAt + ".outlierDetectionHttpErrorCodes", outlierAt + ".consecutiveGatewayErrors", outlierAt + ".consecutive5xxErrors", outlierAt + ".consecutiveLocalOriginFailures",
+		}},
+		"outliers that are split": {outlier + "{splitExternalLocalOriginErrors: true, consecutive5xxErrors: 3}}", nil, []string{outlierAt + ".consecutive5xxErrors"}},
+		"wrong outliers":          {outlier + "{interval: 0, maxEjectionPercent: 101, minHealthPercent: -1}}", []string{outlierAt + ".interval", outlierAt + ".maxEjectionPercent", outlierAt + ".minHealthPercent"}, nil},
+		"unknown fields":          {"host: web\nhosts: [a]\ntrafficPolicy: {tlsMode: x}", nil, []string{"spec.hosts", "spec.trafficPolicy.tlsMode"}},
+		"exportTo":                {"host: web\nexportTo: [., '*', bank, 'a b', 1]", []string{"spec.exportTo[4]", "spec.exportTo[3]"}, nil},
+		"selector":                {"host: web\nworkloadSelector: {matchLabels: {a: '*'}}", []string{`spec.workloadSelector.matchLabels["a"]`}, nil},
+		"numbers and times":       {"host: web\ntrafficPolicy: {loadBalancer: {simple: BEST}, connectionPool: {tcp: {maxConnections: -1, connectTimeout: 0s, tcpKeepalive: {probes: 1.5, time: x, interval: 1}}}}", []string{"spec.trafficPolicy.loadBalancer.simple", "spec.trafficPolicy.connectionPool.tcp.maxConnections", "spec.trafficPolicy.connectionPool.tcp.connectTimeout", "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.probes", "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.time", "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.interval"}, nil},
+		"wrong shapes":            {"host: 1\ntrafficPolicy: []\nsubsets: {}\nexportTo: x", []string{"spec.host", "spec.host", "spec.exportTo", "spec.trafficPolicy", "spec.subsets"}, nil},
 	} {
 		faults, warnings := ValidateDestinationRule(rule(t, "shop", "r", 0, tc.spec), "cluster.local")
 		if diff := cmp.Diff(tc.faults, paths(faults, func(f Fault) string { return f.Field })); diff != "" {
@@ -156,6 +169,35 @@ func TestDestinationRules(t *testing.T) {
 	c.LastGood = map[Key]*unstructured.Unstructured{{KindDestinationRule, "shop", "bad"}: rule(t, "shop", "bad", 1, "host: web")}
 	if res, verdicts := Build(c); res[wire.TypeDestinationRule]["shop/bad"] == nil || !strings.Contains(verdicts[Key{KindDestinationRule, "shop", "bad"}].Message, "stays in force") {
 		t.Error("the last good version is gone")
+	}
+}
+
+// TestTrafficPolicy reads what rules say of connections, and what holds where they
+// say nothing.
+func TestTrafficPolicy(t *testing.T) {
+	outlier := func(failures uint32) *workload.Outlier {
+		return &workload.Outlier{Failures: failures, Ejection: 30 * time.Second, Interval: 10 * time.Second, MaxPercent: 10}
+	}
+	for spec, want := range map[string]workload.TrafficPolicy{
+		"loadBalancer: {simple: PASSTHROUGH}":                                               {Balance: workload.Passthrough},
+		"loadBalancer: {consistentHash: {useSourceIp: true}}":                               {Balance: workload.SourceHash},
+		"loadBalancer: {consistentHash: {httpHeaderName: a}}":                               {},
+		"connectionPool: {tcp: {idleTimeout: 0s, maxConnectionDuration: 1h}}":               {IdleTimeout: forever, MaxDuration: time.Hour},
+		"connectionPool: {tcp: {idleTimeout: 5m}}":                                          {IdleTimeout: 5 * time.Minute},
+		"outlierDetection: {}":                                                              {Outlier: outlier(5)},
+		"outlierDetection: {consecutive5xxErrors: 7}":                                       {Outlier: outlier(7)},
+		"outlierDetection: {consecutiveGatewayErrors: 3}":                                   {Outlier: outlier(3)},
+		"outlierDetection: {consecutiveGatewayErrors: 3, consecutive5xxErrors: 0}":          {Outlier: outlier(3)},
+		"outlierDetection: {consecutive5xxErrors: 0}":                                       {},
+		"outlierDetection: {splitExternalLocalOriginErrors: true, consecutive5xxErrors: 0}": {Outlier: outlier(5)},
+		"outlierDetection: {splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 2, interval: 1s, baseEjectionTime: 1m, maxEjectionPercent: 100, minHealthPercent: 50}": {
+			Outlier: &workload.Outlier{Failures: 2, Ejection: time.Minute, Interval: time.Second, MaxPercent: 100, MinHealthy: 50},
+		},
+	} {
+		d, r := readDestinationRule(rule(t, "shop", "r", 0, "host: web\ntrafficPolicy: {"+spec+"}"), "cluster.local")
+		if diff := cmp.Diff(&want, d.rule.Policy); diff != "" || len(r.faults) > 0 {
+			t.Errorf("%s: %v (-want +got):\n%s", spec, r.faults, diff)
+		}
 	}
 }
 

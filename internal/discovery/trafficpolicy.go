@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -9,6 +10,9 @@ import (
 
 	"podseal.io/podseal/internal/workload"
 )
+
+// forever is longer than any connection lasts, for a time-out that is switched off.
+const forever = 10 * 365 * 24 * time.Hour
 
 // trafficPolicy reads spec.trafficPolicy, or that of a subset.
 func (r *reader) trafficPolicy(t map[string]any, rule *workload.DestinationRule) (*workload.TrafficPolicy, map[uint16]workload.TrafficPolicy) {
@@ -55,7 +59,7 @@ func (r *reader) orSpec() string {
 // conduct reads what a policy and an entry for a port have in common.
 func (r *reader) conduct(t map[string]any, at string, rule *workload.DestinationRule) *workload.TrafficPolicy {
 	p := &workload.TrafficPolicy{TLS: r.tls(t, at, rule), Balance: r.balance(t, at+".loadBalancer")}
-	r.noEffect(t, at, "outlierDetection")
+	p.Outlier = r.outlier(t, at+".outlierDetection")
 	pool := r.object(t, "connectionPool", at+".connectionPool")
 	r.onlyFields(pool, at+".connectionPool", "tcp", "http")
 	if http := r.object(pool, "http", at+".connectionPool.http"); http != nil {
@@ -64,7 +68,12 @@ func (r *reader) conduct(t map[string]any, at string, rule *workload.Destination
 	tcpAt := at + ".connectionPool.tcp"
 	tcp := r.object(pool, "tcp", tcpAt)
 	r.onlyFields(tcp, tcpAt, "maxConnections", "connectTimeout", "tcpKeepalive", "maxConnectionDuration", "idleTimeout")
-	r.noEffect(tcp, tcpAt, "maxConnectionDuration", "idleTimeout")
+	p.MaxDuration = r.duration(tcp, "maxConnectionDuration", tcpAt+".maxConnectionDuration")
+	if text, _ := r.text(tcp, "idleTimeout", tcpAt+".idleTimeout"); text == "0s" {
+		p.IdleTimeout = forever
+	} else {
+		p.IdleTimeout = r.duration(tcp, "idleTimeout", tcpAt+".idleTimeout")
+	}
 	p.MaxConnections, _ = r.number(tcp, "maxConnections", tcpAt+".maxConnections", math.MaxInt32)
 	p.ConnectTimeout = r.duration(tcp, "connectTimeout", tcpAt+".connectTimeout")
 	if k := r.object(tcp, "tcpKeepalive", tcpAt+".tcpKeepalive"); k != nil {
@@ -80,8 +89,14 @@ func (r *reader) conduct(t map[string]any, at string, rule *workload.Destination
 func (r *reader) balance(t map[string]any, at string) workload.Balance {
 	lb := r.object(t, "loadBalancer", at)
 	r.onlyFields(lb, at, "simple", "consistentHash", "localityLbSetting", "zoneAwareLbSetting", "warmupDurationSecs", "warmup")
-	r.noEffect(lb, at, "consistentHash", "localityLbSetting", "zoneAwareLbSetting", "warmupDurationSecs", "warmup")
+	r.noEffect(lb, at, "localityLbSetting", "zoneAwareLbSetting", "warmupDurationSecs", "warmup")
 	word, _ := r.text(lb, "simple", at+".simple")
+	if hash := r.object(lb, "consistentHash", at+".consistentHash"); hash != nil {
+		if word != "" {
+			r.fault(at, "choose one", "simple and consistentHash stand side by side")
+		}
+		return r.consistentHash(hash, at+".consistentHash")
+	}
 	switch word {
 	case "", "UNSPECIFIED", "LEAST_CONN", "LEAST_REQUEST":
 		return workload.LeastRequest
@@ -90,11 +105,91 @@ func (r *reader) balance(t map[string]any, at string) workload.Balance {
 	case "RANDOM":
 		return workload.Random
 	case "PASSTHROUGH":
-		r.warn(at+".simple", "PASSTHROUGH has no effect: an endpoint is chosen by fewest connections")
+		return workload.Passthrough
 	default:
-		r.fault(at+".simple", "write one of LEAST_REQUEST, ROUND_ROBIN, RANDOM", "%q is not a load balancer", word)
+		r.fault(at+".simple", "write one of LEAST_REQUEST, ROUND_ROBIN, RANDOM, PASSTHROUGH", "%q is not a load balancer", word)
 	}
 	return workload.LeastRequest
+}
+
+// consistentHash: of what there is to hash only the client's address can be seen
+// without reading requests.
+func (r *reader) consistentHash(hash map[string]any, at string) workload.Balance {
+	r.onlyFields(hash, at, "httpHeaderName", "httpCookie", "httpQueryParameterName", "useSourceIp", "ringHash", "maglev", "minimumRingSize")
+	for _, name := range []string{"ringHash", "maglev", "minimumRingSize"} {
+		if v, ok := hash[name]; ok && v != nil {
+			r.warn(at+"."+name, "has no effect: there is no table whose size could be set")
+		}
+	}
+	for _, name := range []string{"httpHeaderName", "httpCookie", "httpQueryParameterName"} {
+		if v, ok := hash[name]; ok && v != nil {
+			r.warn(at+"."+name, "has no effect, as requests are not read on the way out: an endpoint is chosen by fewest connections")
+		}
+	}
+	if r.flag(hash, "useSourceIp", at+".useSourceIp") {
+		return workload.SourceHash
+	}
+	return workload.LeastRequest
+}
+
+// What Istio's proxies do where outlierDetection says nothing.
+const (
+	outlierFailures = 5
+	outlierInterval = 10 * time.Second
+	outlierEjection = 30 * time.Second
+	outlierPercent  = 10
+)
+
+// outlier reads when an endpoint is left out. Only failures to connect are seen,
+// which Istio counts as errors of the gateway, unless they are split from these.
+func (r *reader) outlier(t map[string]any, at string) *workload.Outlier {
+	if v, ok := t["outlierDetection"]; !ok || v == nil {
+		return nil
+	}
+	d := r.object(t, "outlierDetection", at)
+	r.onlyFields(d, at, "consecutiveErrors", "splitExternalLocalOriginErrors", "consecutiveLocalOriginFailures", "consecutiveGatewayErrors", "consecutive5xxErrors",
+		"interval", "baseEjectionTime", "maxEjectionPercent", "minHealthPercent", "outlierDetectionHttpErrorCodes")
+	r.noEffect(d, at, "consecutiveErrors", "outlierDetectionHttpErrorCodes")
+	split := r.flag(d, "splitExternalLocalOriginErrors", at+".splitExternalLocalOriginErrors")
+	local, _ := r.number(d, "consecutiveLocalOriginFailures", at+".consecutiveLocalOriginFailures", math.MaxInt32)
+	gateway, gatewaySaid := r.number(d, "consecutiveGatewayErrors", at+".consecutiveGatewayErrors", math.MaxInt32)
+	server, serverSaid := r.number(d, "consecutive5xxErrors", at+".consecutive5xxErrors", math.MaxInt32)
+	for _, f := range [...]struct {
+		name string
+		said bool
+	}{{"consecutiveGatewayErrors", gatewaySaid}, {"consecutive5xxErrors", serverSaid}} {
+		switch {
+		case f.said && split:
+			r.warn(at+"."+f.name, "has no effect: responses are not read on the way out, and failures to connect are split from them")
+		case f.said:
+			r.warn(at+"."+f.name, "counts failures to connect only: responses are not read on the way out")
+		}
+	}
+	if local > 0 && !split {
+		r.warn(at+".consecutiveLocalOriginFailures", "has no effect without splitExternalLocalOriginErrors")
+	}
+	o := &workload.Outlier{
+		Interval: cmp.Or(r.duration(d, "interval", at+".interval"), outlierInterval),
+		Ejection: cmp.Or(r.duration(d, "baseEjectionTime", at+".baseEjectionTime"), outlierEjection),
+	}
+	percent, _ := r.number(d, "maxEjectionPercent", at+".maxEjectionPercent", 100)
+	o.MaxPercent = cmp.Or(percent, outlierPercent)
+	o.MinHealthy, _ = r.number(d, "minHealthPercent", at+".minHealthPercent", 100)
+	switch {
+	case split:
+		o.Failures = cmp.Or(local, outlierFailures)
+	case !serverSaid:
+		o.Failures = outlierFailures
+	default:
+		o.Failures = server // 0 counts nothing
+	}
+	if !split && gateway > 0 && (o.Failures == 0 || gateway < o.Failures) {
+		o.Failures = gateway
+	}
+	if o.Failures == 0 {
+		return nil
+	}
+	return o
 }
 
 // noEffect warns of fields that are known and do nothing.

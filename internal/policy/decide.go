@@ -78,6 +78,7 @@ const (
 	ConnectFailed      Reason = "connect_failed"       // destination refused or didn't answer
 	ConnectTimeout     Reason = "connect_timeout"
 	IdleTimeout        Reason = "idle_timeout"
+	MaxDuration        Reason = "max_duration" // as long as a DestinationRule lets a connection last
 	BadRequest         Reason = "bad_request"  // HTTP that can't be parsed safely
 	Draining           Reason = "draining"     // this proxy is shutting down
 	Overloaded         Reason = "overloaded"   // more connections than allowed
@@ -89,7 +90,7 @@ func Reasons() []Reason {
 	return []Reason{
 		PlaintextRefused, ForeignTLSRefused, HandshakeFailed, HandshakeTimeout, PeerUnverified, PeerIdentity,
 		ForeignTrustDomain, NoIdentity, PolicyDenied, PolicyChanged, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
-		ConnectTimeout, IdleTimeout, BadRequest, Draining, Overloaded, TLSSettings,
+		ConnectTimeout, IdleTimeout, MaxDuration, BadRequest, Draining, Overloaded, TLSSettings,
 	}
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"sync"
+	"time"
 
 	"podseal.io/podseal/internal/workload"
 )
@@ -11,7 +12,8 @@ import (
 // port, and picks endpoints. Without another word it goes by the power of two
 // choices: two at random, of which the less loaded is taken (contract 3.58).
 type balancer struct {
-	random func(n int) int // from 0 to below n
+	random   func(n int) int // from 0 to below n
+	outliers *outliers
 
 	mu       sync.Mutex
 	open     map[netip.AddrPort]int
@@ -19,26 +21,73 @@ type balancer struct {
 	turns    map[portKey]uint // of the services whose endpoints take turns
 }
 
-func newBalancer(random func(n int) int) *balancer {
-	return &balancer{random: random, open: map[netip.AddrPort]int{}, services: map[portKey]int{}, turns: map[portKey]uint{}}
+func newBalancer(random func(n int) int, now func() time.Time) *balancer {
+	return &balancer{random: random, outliers: newOutliers(now), open: map[netip.AddrPort]int{}, services: map[portKey]int{}, turns: map[portKey]uint{}}
 }
 
-// pick returns the index of one of the candidates, of which there is at least one.
-func (b *balancer) pick(how workload.Balance, of portKey, candidates []netip.AddrPort) int {
-	if len(candidates) == 1 {
-		return 0
+// choice is what a picker is asked.
+type choice struct {
+	policy     *workload.TrafficPolicy
+	of         portKey
+	source     netip.Addr       // who connects
+	candidates []netip.AddrPort // at least one
+}
+
+// picker returns one of the candidates.
+type picker func(choice) netip.AddrPort
+
+func (b *balancer) pick(c choice) netip.AddrPort {
+	c.candidates = b.outliers.without(c.of, c.policy.Outlier, c.candidates)
+	if len(c.candidates) == 1 {
+		return c.candidates[0]
 	}
-	switch how {
+	switch c.policy.Balance {
 	case workload.Random:
-		return b.random(len(candidates))
+		return c.candidates[b.random(len(c.candidates))]
 	case workload.RoundRobin:
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.turns[of]++
-		return int(b.turns[of] % uint(len(candidates)))
+		b.turns[c.of]++
+		return c.candidates[b.turns[c.of]%uint(len(c.candidates))]
+	case workload.SourceHash:
+		return highest(c.source, c.candidates)
 	default:
-		return b.lessLoaded(candidates)
+		return c.candidates[b.lessLoaded(c.candidates)]
 	}
+}
+
+// highest gives a source the same endpoint for as long as it is a candidate, and
+// moves only the sources of one that is gone (rendezvous hashing).
+func highest(source netip.Addr, candidates []netip.AddrPort) netip.AddrPort {
+	var best netip.AddrPort
+	var top uint64
+	from := source.Unmap().As16()
+	for _, at := range candidates {
+		to := at.Addr().As16()
+		h := mix(fnv(fnv(fnvOffset, from[:]), append(to[:], byte(at.Port()>>8), byte(at.Port()))))
+		if h > top || !best.IsValid() || (h == top && at.Compare(best) < 0) {
+			best, top = at, h
+		}
+	}
+	return best
+}
+
+// fnvOffset is where FNV-1a begins.
+const fnvOffset = 14695981039346656037
+
+func fnv(h uint64, b []byte) uint64 {
+	for _, x := range b {
+		h = (h ^ uint64(x)) * 1099511628211
+	}
+	return h
+}
+
+// mix spreads what FNV leaves in the low bits of addresses that differ in one
+// byte (the finalizer of MurmurHash3).
+func mix(h uint64) uint64 {
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }
 
 func (b *balancer) lessLoaded(candidates []netip.AddrPort) int {

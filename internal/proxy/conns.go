@@ -33,7 +33,8 @@ type conn struct {
 	direction string
 	client    *net.TCPConn
 	started   time.Time
-	lookFirst bool // what is passed on is looked at; set before the relay begins
+	lookFirst bool          // what is passed on is looked at; set before the relay begins
+	idle      time.Duration // may be silent for so long; 0 is as the mesh has it; likewise
 
 	sent, received, requests atomic.Int64
 	progress                 atomic.Int64 // when bytes last moved, in Unix nanoseconds

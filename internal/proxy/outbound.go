@@ -25,6 +25,9 @@ const (
 	handshakeTimeout = 10 * time.Second
 )
 
+// errTooLong says that a DestinationRule bounds how long a connection lasts.
+var errTooLong = errors.New("the connection has lasted for as long as its DestinationRule allows")
+
 // errDetail is a refusal in words for people; the reason is beside it.
 type errDetail string
 
@@ -46,13 +49,17 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	}
 	c.note(func(r *Record) { r.SourceWorkload = own.UID })
 
-	q := question{dst: dst, own: p.isOwn, client: own, pick: p.balance.pick}
-	of, ok := p.enter(c, q)
-	if !ok {
+	q := question{dst: dst, own: p.isOwn, client: own, source: addrPort(c.client.RemoteAddr()).Addr(), pick: p.balance.pick}
+	to := p.route(c, q)
+	if to.verdict == refused {
+		c.cut(to.reason, errDetail(to.detail))
+		return
+	}
+	if !p.enter(c, to) {
 		return // the reason is noted
 	}
-	defer p.balance.leave(of)
-	to, server, err := p.connect(ctx, c, q)
+	defer p.balance.leave(keyOf(to.service))
+	to, server, err := p.connect(ctx, c, q, to)
 	if err != nil {
 		return // the reason is noted
 	}
@@ -101,6 +108,7 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 	switch to.verdict {
 	case mesh:
 		encrypted, err := p.encrypt(c, to, server)
+		p.tried(to, err)
 		if err != nil {
 			c.cut(reasonOf(err), err)
 			return
@@ -108,15 +116,22 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 		toServer, proved = encrypted, own.Identity
 	case originate:
 		encrypted, err := p.originate(c, to, server)
+		p.tried(to, err)
 		if err != nil {
 			c.cut(reasonOf(err), err)
 			return
 		}
 		toServer = encrypted
 	default:
+		p.tried(to, nil)
 		c.lookFirst = true
 	}
 	c.note(func(r *Record) { r.Protocol = "tcp" })
+	c.idle = to.conduct.IdleTimeout
+	if longest := to.conduct.MaxDuration; longest > 0 {
+		over := time.AfterFunc(longest-time.Since(c.started), func() { c.cut(policy.MaxDuration, errTooLong) })
+		defer over.Stop()
+	}
 
 	l := metrics.Labels{Reporter: "source", Protocol: "tcp", Security: "unknown", Source: peerLabels(own, proved, p.cfg.Cluster)}
 	l.Destination = peerLabels(to.peer, to.want, p.cfg.Cluster)
@@ -137,29 +152,17 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 
 // enter counts the connection to its service port, and refuses it if a rule
 // allows no more of them.
-func (p *proxy) enter(c *conn, q question) (portKey, bool) {
-	w := p.worlds.world()
-	ref, ok := w.ServiceAt(q.dst)
-	if !ok {
-		ref, _ = w.HeadlessAt(q.dst)
+func (p *proxy) enter(c *conn, to routing) bool {
+	if p.balance.enter(keyOf(to.service), to.conduct.MaxConnections) {
+		return true
 	}
-	of, conduct := keyOf(ref), w.Conduct(q.client, ref.Service, ref.Port.Port)
-	if !p.balance.enter(of, conduct.MaxConnections) {
-		c.note(func(r *Record) { r.Service, r.Rule = serviceName(of.host, of.port), conduct.Rule })
-		c.cut(policy.Overloaded, errDetail("as many connections to the service are open as its DestinationRule allows"))
-		return of, false
-	}
-	return of, true
+	c.cut(policy.Overloaded, errDetail("as many connections to the service are open as its DestinationRule allows"))
+	return false
 }
 
-// connect routes and dials. When the chosen endpoint of a service doesn't
-// answer, one other is tried.
-func (p *proxy) connect(ctx context.Context, c *conn, q question) (routing, *net.TCPConn, error) {
-	to := p.route(c, q)
-	if to.verdict == refused {
-		c.cut(to.reason, errDetail(to.detail))
-		return to, nil, errCut
-	}
+// connect dials. When the chosen endpoint of a service doesn't answer, one other
+// is tried.
+func (p *proxy) connect(ctx context.Context, c *conn, q question, to routing) (routing, *net.TCPConn, error) {
 	if to.verdict == mesh { // better to know before the peer does
 		if _, err := p.snapshot(ctx); err != nil {
 			c.cut(policy.NoIdentity, err)
@@ -183,6 +186,19 @@ func (p *proxy) connect(ctx context.Context, c *conn, q question) (routing, *net
 	}
 	p.noteRoute(c, to)
 	return to, server, nil
+}
+
+// tried tells the rule of the service whether its endpoint could be connected to,
+// TLS included. What fails on this side says nothing of the endpoint.
+func (p *proxy) tried(to routing, err error) {
+	b := backend{keyOf(to.service), to.endpoint}
+	switch {
+	case !to.balanced, errors.Is(err, errTLSSettings), errors.Is(err, errNoCertificate), errors.Is(err, errExpired), errors.Is(err, context.Canceled):
+	case err != nil:
+		p.balance.outliers.failed(b, to.conduct.Outlier)
+	default:
+		p.balance.outliers.worked(b, to.conduct.Outlier)
+	}
 }
 
 func (p *proxy) route(c *conn, q question) routing {
@@ -209,6 +225,7 @@ func (p *proxy) dial(ctx context.Context, to routing) (*net.TCPConn, error) {
 	defer cancel()
 	server, err := p.cfg.Dial(ctx, netip.Addr{}, to.endpoint)
 	if err != nil {
+		p.tried(to, err)
 		return nil, fmt.Errorf("connect to %s: %w", to.endpoint, err)
 	}
 	if k := to.conduct.Keepalive; k != nil {

@@ -168,7 +168,7 @@ func newProxy(cfg Config) (*proxy, error) {
 		cfg.Dial = dialKernel
 	}
 	p := &proxy{
-		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random),
+		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random, time.Now),
 		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
 		edges: edges.NewTable(edges.MaxEdges), started: time.Now(),
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,9 @@ import (
 // in the kernel are behind.
 const longestTick = 30 * time.Second
 
+// leastIdle bounds how often it is asked whether anything has moved.
+const leastIdle = 100 * time.Millisecond
+
 // errIdle says that nothing moved in either direction.
 var errIdle = errors.New("nothing was sent in either direction")
 
@@ -32,7 +36,7 @@ type stream interface {
 // Invariants: each direction ends by itself (FIN, or close_notify and FIN); an
 // error of one side is seen by the other as RST, never as an orderly end.
 func (p *proxy) relay(c *conn, client, server stream, fromClient, fromServer []byte) {
-	idle := p.idleTimeout()
+	idle := max(cmp.Or(c.idle, p.idleTimeout()), leastIdle)
 	c.progress.Store(time.Now().UnixNano())
 	watchdog := p.watchIdle(c, idle)
 	defer watchdog()

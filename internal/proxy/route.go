@@ -45,11 +45,9 @@ type question struct {
 	own     func(netip.AddrPort) bool // reports whether a socket of this proxy listens there
 	client  *workload.Workload        // who asks, for the rules
 	exclude netip.AddrPort            // an endpoint that has just failed
+	source  netip.Addr                // where the connection comes from
 	pick    picker                    // chooses among ready endpoints
 }
-
-// picker returns the index of one of the candidates, of which there is at least one.
-type picker func(how workload.Balance, of portKey, candidates []netip.AddrPort) int
 
 // portKey names a service port.
 type portKey struct {
@@ -109,6 +107,12 @@ func routeAddress(w *workload.World, q question, peer *workload.Workload) routin
 
 // routeService chooses an endpoint for a connection to a cluster address.
 func routeService(w *workload.World, q question, ref workload.ServiceRef) routing {
+	conduct := w.Conduct(q.client, ref.Service, ref.Port.Port)
+	if conduct.Balance == workload.Passthrough {
+		if r, ok := routePassthrough(w, q.dst, ref, conduct); ok {
+			return named(r)
+		}
+	}
 	var ready []netip.AddrPort
 	for _, e := range ref.Service.Endpoints {
 		target, ok := e.Targets[ref.Port.Port]
@@ -119,12 +123,40 @@ func routeService(w *workload.World, q question, ref workload.ServiceRef) routin
 	if len(ready) == 0 {
 		return routing{verdict: refused, reason: policy.NoEndpoint, detail: "no endpoint of the service is ready", service: ref} // contract 3.59
 	}
-	conduct := w.Conduct(q.client, ref.Service, ref.Port.Port)
-	at := ready[q.pick(conduct.Balance, keyOf(ref), ready)]
+	at := q.pick(choice{policy: &conduct.TrafficPolicy, of: keyOf(ref), source: q.source, candidates: ready})
 	peer, _ := w.WorkloadAt(at.Addr())
 	r := routeEndpoint(at, peer, conduct)
 	r.service, r.balanced = ref, true
 	return named(r)
+}
+
+// routePassthrough leaves it to the cluster which endpoint a connection to a
+// service's address gets (load balancer PASSTHROUGH). Who will answer is not known
+// then, so it is done only where all endpoints are talked to alike: in plaintext,
+// or by mutual TLS, which any of them may end with its own identity.
+func routePassthrough(w *workload.World, dst netip.AddrPort, ref workload.ServiceRef, conduct workload.Conduct) (routing, bool) {
+	var all routing
+	found := false
+	for _, e := range ref.Service.Endpoints {
+		target, ok := e.Targets[ref.Port.Port]
+		if !ok || !sameFamily(netip.AddrPortFrom(e.Address, target), dst) {
+			continue
+		}
+		peer, known := w.WorkloadAt(e.Address)
+		if e.Workload != "" && (!known || peer.UID != e.Workload) {
+			return routing{}, false // it may be in the mesh
+		}
+		one := routeEndpoint(netip.AddrPortFrom(e.Address, target), peer, conduct)
+		if found && one.verdict != all.verdict {
+			return routing{}, false
+		}
+		if one.verdict == mesh && len(one.accept) == 0 {
+			one.accept = append(all.accept, one.want.URI())
+		}
+		all, found = one, true
+	}
+	all.endpoint, all.peer, all.want, all.service = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()), nil, identity.ID{}, ref
+	return all, found
 }
 
 // sameFamily keeps a dual-stack service's connection in the family that the
@@ -189,6 +221,12 @@ func confirm(w *workload.World, to routing) routing {
 		return to
 	}
 	peer, known := w.WorkloadAt(to.endpoint.Addr())
+	if ref, ok := w.ServiceAt(to.endpoint); ok && !known { // the choice was left to the cluster
+		if now, same := routePassthrough(w, to.endpoint, ref, to.conduct); !same || now.verdict != pass {
+			to.verdict, to.reason, to.detail = refused, policy.NoEndpoint, "the endpoints of the service have changed"
+		}
+		return to
+	}
 	if !known {
 		if w.Awaited(to.endpoint.Addr()) {
 			to.verdict, to.reason, to.detail = refused, policy.NoEndpoint, "the pod at this address is not known yet"

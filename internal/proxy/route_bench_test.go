@@ -27,7 +27,7 @@ func BenchmarkRoute(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			q := question{
 				dst: netip.MustParseAddrPort(dst), own: func(netip.AddrPort) bool { return false },
-				pick: func(workload.Balance, portKey, []netip.AddrPort) int { return 0 },
+				pick: func(c choice) netip.AddrPort { return c.candidates[0] },
 			}
 			b.ReportAllocs()
 			for b.Loop() {

@@ -212,6 +212,8 @@ func (w *scriptWorld) rule(args []string) error {
 			r.Policy.TLS.SubjectAltNames = append(r.Policy.TLS.SubjectAltNames, value)
 		case "unusable":
 			r.Policy.TLS.Unusable = value
+		case "passthrough":
+			r.Policy.Balance = workload.Passthrough
 		case "port":
 			port, mode, _ := strings.Cut(value, ":")
 			n, err := strconv.ParseUint(port, 10, 16)
@@ -242,7 +244,7 @@ func (w *scriptWorld) route(verb string, args []string) error {
 	q := question{
 		own:    func(a netip.AddrPort) bool { return a.Port() == 15001 || a.Port() == 15006 },
 		client: &workload.Workload{Namespace: "shop"},
-		pick:   func(workload.Balance, portKey, []netip.AddrPort) int { return 0 },
+		pick:   func(c choice) netip.AddrPort { return c.candidates[0] },
 	}
 	var endpoint netip.AddrPort
 	encrypted := false
@@ -258,7 +260,7 @@ func (w *scriptWorld) route(verb string, args []string) error {
 		case "encrypted":
 			encrypted = true
 		case "last":
-			q.pick = func(_ workload.Balance, _ portKey, c []netip.AddrPort) int { return len(c) - 1 }
+			q.pick = func(c choice) netip.AddrPort { return c.candidates[len(c.candidates)-1] }
 		default:
 			return fmt.Errorf("no such argument %q", a)
 		}
@@ -296,40 +298,5 @@ func valuesOf(m map[string]*workload.Workload) func(func(*workload.Workload) boo
 				return
 			}
 		}
-	}
-}
-
-// TestBalancerPrefersTheLessLoaded proves contract 3.58.
-func TestBalancerPrefersTheLessLoaded(t *testing.T) {
-	a, b := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80")
-	for first := range 2 { // whichever of the two comes first
-		bal := newBalancer(func(n int) int { return min(first, n-1) })
-		bal.add(a, 2)
-		bal.add(b, 1)
-		if got := bal.pick(workload.LeastRequest, portKey{}, []netip.AddrPort{a, b}); got != 1 {
-			t.Errorf("picked %d, want the one with fewer connections", got)
-		}
-		bal.add(a, -2)
-		if got := bal.pick(workload.LeastRequest, portKey{}, []netip.AddrPort{a, b}); got != 0 {
-			t.Errorf("picked %d after the other became idle", got)
-		}
-		if len(bal.open) != 1 {
-			t.Errorf("%d endpoints kept, want only the one in use", len(bal.open))
-		}
-	}
-}
-
-func TestBalancerTakesTurns(t *testing.T) {
-	bal := newBalancer(func(int) int { return 1 })
-	all := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80"), netip.MustParseAddrPort("10.0.0.3:80")}
-	var got []int
-	for range 4 {
-		got = append(got, bal.pick(workload.RoundRobin, portKey{"a", 80}, all))
-	}
-	if !slices.Equal(got, []int{1, 2, 0, 1}) || bal.pick(workload.RoundRobin, portKey{"b", 80}, all) != 1 {
-		t.Error("turns", got)
-	}
-	if bal.pick(workload.Random, portKey{}, all) != 1 {
-		t.Error("chance")
 	}
 }

@@ -41,7 +41,22 @@ func AppendDestinationRule(b []byte, r *workload.DestinationRule) ([]byte, error
 }
 
 func policyToProto(p *workload.TrafficPolicy) *meshv1.TrafficPolicy {
-	m := &meshv1.TrafficPolicy{Balance: meshv1.Balance(p.Balance), ConnectTimeoutMs: milliseconds(p.ConnectTimeout), MaxConnections: p.MaxConnections}
+	m := &meshv1.TrafficPolicy{
+		ConnectTimeoutMs: milliseconds(p.ConnectTimeout), MaxConnections: p.MaxConnections, IdleTimeoutMs: milliseconds(p.IdleTimeout), MaxDurationMs: milliseconds(p.MaxDuration),
+	}
+	switch p.Balance {
+	case workload.Passthrough:
+		m.Passthrough = true
+	case workload.SourceHash:
+		m.SourceHash = true
+	default:
+		m.Balance = meshv1.Balance(p.Balance)
+	}
+	if o := p.Outlier; o != nil {
+		m.Outlier = &meshv1.TrafficPolicy_Outlier{
+			Failures: o.Failures, EjectionMs: milliseconds(o.Ejection), IntervalMs: milliseconds(o.Interval), MaxPercent: o.MaxPercent, MinHealthy: o.MinHealthy,
+		}
+	}
 	if k := p.Keepalive; k != nil {
 		m.Keepalive = &meshv1.TrafficPolicy_Keepalive{Probes: k.Probes, TimeMs: milliseconds(k.Time), IntervalMs: milliseconds(k.Interval)}
 	}
@@ -109,6 +124,16 @@ func (f *faults) policy(m *meshv1.TrafficPolicy) *workload.TrafficPolicy {
 	p := &workload.TrafficPolicy{
 		Balance: workload.Balance(m.GetBalance()), MaxConnections: m.GetMaxConnections(),
 		ConnectTimeout: f.duration("connect timeout", m.GetConnectTimeoutMs()),
+		IdleTimeout:    f.duration("idle timeout", m.GetIdleTimeoutMs()), MaxDuration: f.duration("maximum duration", m.GetMaxDurationMs()),
+	}
+	switch {
+	case m.GetPassthrough():
+		p.Balance = workload.Passthrough
+	case m.GetSourceHash():
+		p.Balance = workload.SourceHash
+	}
+	if o := m.GetOutlier(); o != nil {
+		p.Outlier = f.outlier(o)
 	}
 	if k := m.GetKeepalive(); k != nil {
 		p.Keepalive = &workload.Keepalive{Probes: k.GetProbes(), Time: f.duration("keepalive time", k.GetTimeMs()), Interval: f.duration("keepalive interval", k.GetIntervalMs())}
@@ -124,6 +149,15 @@ func (f *faults) policy(m *meshv1.TrafficPolicy) *workload.TrafficPolicy {
 		f.require(p.TLS.Mode != workload.TLSMutual || full || p.TLS.Unusable != "", "MUTUAL without certificate and key")
 	}
 	return p
+}
+
+func (f *faults) outlier(m *meshv1.TrafficPolicy_Outlier) *workload.Outlier {
+	f.require(m.GetFailures() > 0, "outliers after no failure")
+	f.require(m.GetMaxPercent() <= 100 && m.GetMinHealthy() <= 100, "more than 100 percent of the endpoints")
+	return &workload.Outlier{
+		Failures: m.GetFailures(), Ejection: f.duration("ejection", m.GetEjectionMs()), Interval: f.duration("interval of outliers", m.GetIntervalMs()),
+		MaxPercent: m.GetMaxPercent(), MinHealthy: m.GetMinHealthy(),
+	}
 }
 
 func (f *faults) duration(what string, ms int64) time.Duration {

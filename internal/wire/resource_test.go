@@ -69,13 +69,16 @@ func fullRule() *workload.DestinationRule {
 		Namespace: "shop", Name: "db", Host: "*.shop.svc.cluster.local", ExportTo: []string{"shop", "bank"}, Selective: true, Created: time.Unix(1000, 0).UTC(),
 		Policy: &workload.TrafficPolicy{
 			Balance: workload.Random, ConnectTimeout: time.Second, MaxConnections: 7,
-			Keepalive: &workload.Keepalive{Probes: 3, Time: time.Minute, Interval: time.Second},
+			Keepalive:   &workload.Keepalive{Probes: 3, Time: time.Minute, Interval: time.Second},
+			IdleTimeout: time.Hour, MaxDuration: 2 * time.Hour,
+			Outlier: &workload.Outlier{Failures: 5, Ejection: time.Minute, Interval: time.Second, MaxPercent: 50, MinHealthy: 10},
 			TLS: &workload.ClientTLS{
 				Mode: workload.TLSMutual, SNI: "db.example", SubjectAltNames: []string{"db.example"}, CACertificates: "/c", ClientCertificate: "/a", PrivateKey: "/b",
 			},
 		},
 		Ports: map[uint16]workload.TrafficPolicy{
 			80: {}, 81: {TLS: &workload.ClientTLS{Mode: workload.TLSSimple, SkipVerify: true}}, 82: {TLS: &workload.ClientTLS{Mode: workload.TLSMutual, Unusable: "no"}},
+			83: {Balance: workload.Passthrough}, 84: {Balance: workload.SourceHash},
 		},
 	}
 }
@@ -235,10 +238,10 @@ func TestParseRefuses(t *testing.T) {
 	_, err = ParseMesh(encode(t, &meshv1.Mesh{IdleTimeoutSeconds: maxSeconds + 1}))
 	mustName(t, err, "no trust domain", "idle timeout")
 	_, err = ParseDestinationRule(encode(t, &meshv1.DestinationRule{
-		Name: "a/b", Host: "a.*", CreatedSeconds: maxSeconds + 1, Policy: &meshv1.TrafficPolicy{Balance: 9, ConnectTimeoutMs: -1, Keepalive: &meshv1.TrafficPolicy_Keepalive{TimeMs: -1, IntervalMs: maxSeconds * 1001}, Tls: &meshv1.ClientTLS{}},
+		Name: "a/b", Host: "a.*", CreatedSeconds: maxSeconds + 1, Policy: &meshv1.TrafficPolicy{Balance: 9, ConnectTimeoutMs: -1, IdleTimeoutMs: -1, MaxDurationMs: -1, Outlier: &meshv1.TrafficPolicy_Outlier{MaxPercent: 101, EjectionMs: -1, IntervalMs: -1}, Keepalive: &meshv1.TrafficPolicy_Keepalive{TimeMs: -1, IntervalMs: maxSeconds * 1001}, Tls: &meshv1.ClientTLS{}},
 		Ports: map[uint32]*meshv1.TrafficPolicy{0: {Tls: &meshv1.ClientTLS{Mode: meshv1.ClientTLSMode_CLIENT_TLS_MODE_MUTUAL}}},
 	}))
-	mustName(t, err, `namespace ""`, `name "a/b"`, `host "a.*"`, "exported to nobody", "age is", "balance 9", "connect timeout", "keepalive time", "keepalive interval", "TLS mode 0", "port of the rule 0", "MUTUAL without certificate")
+	mustName(t, err, `namespace ""`, `name "a/b"`, `host "a.*"`, "exported to nobody", "age is", "balance 9", "connect timeout", "idle timeout", "maximum duration", "after no failure", "100 percent", "ejection is", "interval of outliers", "keepalive time", "keepalive interval", "TLS mode 0", "port of the rule 0", "MUTUAL without certificate")
 	for _, parse := range []func([]byte) error{
 		func(b []byte) error { _, err := ParseDestinationRule(b); return err },
 		func(b []byte) error { _, err := ParseWorkload(b); return err },

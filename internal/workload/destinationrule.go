@@ -32,10 +32,14 @@ func (m TLSMode) String() string {
 type Balance int
 
 // The ways to choose. The zero value is by fewest connections (contract 3.58).
+// Passthrough leaves the choice to the cluster; SourceHash gives all connections
+// from one address to the same endpoint for as long as it is there.
 const (
 	LeastRequest Balance = iota
 	RoundRobin
 	Random
+	Passthrough
+	SourceHash
 )
 
 // ClientTLS is a rule's word on encryption. Files are paths in the proxy's
@@ -61,6 +65,18 @@ type TrafficPolicy struct {
 	ConnectTimeout time.Duration // 0: 10 s (contract 3.74)
 	MaxConnections uint32        // of one proxy to one service port; 0: no bound
 	Keepalive      *Keepalive    // nil: as the kernel has it
+	IdleTimeout    time.Duration // 0: the mesh's (contract 2.36)
+	MaxDuration    time.Duration // a connection is cut after so long; 0: never
+	Outlier        *Outlier      // nil: an endpoint that fails is tried again and again
+}
+
+// Outlier says when an endpoint that can't be connected to is left out for a while.
+type Outlier struct {
+	Failures   uint32        // so many in a row, at least 1
+	Ejection   time.Duration // left out for so long, times how often it has been
+	Interval   time.Duration // each of these that goes well is one time less
+	MaxPercent uint32        // of the endpoints are left out at most, but one always may
+	MinHealthy uint32        // percent: when fewer are left, none is left out
 }
 
 // Keepalive is TCP's. Zero values are the kernel's.

@@ -933,8 +933,15 @@ type TrafficPolicy struct {
 	ConnectTimeoutMs int64                    `protobuf:"varint,3,opt,name=connect_timeout_ms,json=connectTimeoutMs,proto3" json:"connect_timeout_ms,omitempty"`
 	MaxConnections   uint32                   `protobuf:"varint,4,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	Keepalive        *TrafficPolicy_Keepalive `protobuf:"bytes,5,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Instead of balance. These are no values of Balance, so that a proxy that
+	// doesn't know them still follows the rest of the rule.
+	Passthrough   bool                   `protobuf:"varint,6,opt,name=passthrough,proto3" json:"passthrough,omitempty"`
+	SourceHash    bool                   `protobuf:"varint,7,opt,name=source_hash,json=sourceHash,proto3" json:"source_hash,omitempty"`
+	Outlier       *TrafficPolicy_Outlier `protobuf:"bytes,8,opt,name=outlier,proto3" json:"outlier,omitempty"`
+	IdleTimeoutMs int64                  `protobuf:"varint,9,opt,name=idle_timeout_ms,json=idleTimeoutMs,proto3" json:"idle_timeout_ms,omitempty"`
+	MaxDurationMs int64                  `protobuf:"varint,10,opt,name=max_duration_ms,json=maxDurationMs,proto3" json:"max_duration_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TrafficPolicy) Reset() {
@@ -1000,6 +1007,41 @@ func (x *TrafficPolicy) GetKeepalive() *TrafficPolicy_Keepalive {
 		return x.Keepalive
 	}
 	return nil
+}
+
+func (x *TrafficPolicy) GetPassthrough() bool {
+	if x != nil {
+		return x.Passthrough
+	}
+	return false
+}
+
+func (x *TrafficPolicy) GetSourceHash() bool {
+	if x != nil {
+		return x.SourceHash
+	}
+	return false
+}
+
+func (x *TrafficPolicy) GetOutlier() *TrafficPolicy_Outlier {
+	if x != nil {
+		return x.Outlier
+	}
+	return nil
+}
+
+func (x *TrafficPolicy) GetIdleTimeoutMs() int64 {
+	if x != nil {
+		return x.IdleTimeoutMs
+	}
+	return 0
+}
+
+func (x *TrafficPolicy) GetMaxDurationMs() int64 {
+	if x != nil {
+		return x.MaxDurationMs
+	}
+	return 0
 }
 
 // DestinationRule is how clients talk to the services of a host. Resource name:
@@ -1390,6 +1432,82 @@ func (x *Service_Endpoint) GetWorkload() string {
 	return ""
 }
 
+type TrafficPolicy_Outlier struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failures      uint32                 `protobuf:"varint,1,opt,name=failures,proto3" json:"failures,omitempty"`
+	EjectionMs    int64                  `protobuf:"varint,2,opt,name=ejection_ms,json=ejectionMs,proto3" json:"ejection_ms,omitempty"`
+	IntervalMs    int64                  `protobuf:"varint,3,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	MaxPercent    uint32                 `protobuf:"varint,4,opt,name=max_percent,json=maxPercent,proto3" json:"max_percent,omitempty"`
+	MinHealthy    uint32                 `protobuf:"varint,5,opt,name=min_healthy,json=minHealthy,proto3" json:"min_healthy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrafficPolicy_Outlier) Reset() {
+	*x = TrafficPolicy_Outlier{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrafficPolicy_Outlier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrafficPolicy_Outlier) ProtoMessage() {}
+
+func (x *TrafficPolicy_Outlier) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrafficPolicy_Outlier.ProtoReflect.Descriptor instead.
+func (*TrafficPolicy_Outlier) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4, 0}
+}
+
+func (x *TrafficPolicy_Outlier) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *TrafficPolicy_Outlier) GetEjectionMs() int64 {
+	if x != nil {
+		return x.EjectionMs
+	}
+	return 0
+}
+
+func (x *TrafficPolicy_Outlier) GetIntervalMs() int64 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
+func (x *TrafficPolicy_Outlier) GetMaxPercent() uint32 {
+	if x != nil {
+		return x.MaxPercent
+	}
+	return 0
+}
+
+func (x *TrafficPolicy_Outlier) GetMinHealthy() uint32 {
+	if x != nil {
+		return x.MinHealthy
+	}
+	return 0
+}
+
 type TrafficPolicy_Keepalive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Probes        uint32                 `protobuf:"varint,1,opt,name=probes,proto3" json:"probes,omitempty"`
@@ -1401,7 +1519,7 @@ type TrafficPolicy_Keepalive struct {
 
 func (x *TrafficPolicy_Keepalive) Reset() {
 	*x = TrafficPolicy_Keepalive{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1531,7 @@ func (x *TrafficPolicy_Keepalive) String() string {
 func (*TrafficPolicy_Keepalive) ProtoMessage() {}
 
 func (x *TrafficPolicy_Keepalive) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1544,7 @@ func (x *TrafficPolicy_Keepalive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficPolicy_Keepalive.ProtoReflect.Descriptor instead.
 func (*TrafficPolicy_Keepalive) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4, 1}
 }
 
 func (x *TrafficPolicy_Keepalive) GetProbes() uint32 {
@@ -1464,7 +1582,7 @@ type AuthorizationPolicy_Rule struct {
 
 func (x *AuthorizationPolicy_Rule) Reset() {
 	*x = AuthorizationPolicy_Rule{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1594,7 @@ func (x *AuthorizationPolicy_Rule) String() string {
 func (*AuthorizationPolicy_Rule) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1647,7 @@ type AuthorizationPolicy_Matches struct {
 
 func (x *AuthorizationPolicy_Matches) Reset() {
 	*x = AuthorizationPolicy_Matches{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1659,7 @@ func (x *AuthorizationPolicy_Matches) String() string {
 func (*AuthorizationPolicy_Matches) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1695,7 @@ type AuthorizationPolicy_Match struct {
 
 func (x *AuthorizationPolicy_Match) Reset() {
 	*x = AuthorizationPolicy_Match{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1707,7 @@ func (x *AuthorizationPolicy_Match) String() string {
 func (*AuthorizationPolicy_Match) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,13 +1820,30 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"privateKey\x12\x1f\n" +
 	"\vskip_verify\x18\a \x01(\bR\n" +
 	"skipVerify\x12\x1a\n" +
-	"\bunusable\x18\b \x01(\tR\bunusable\"\xef\x02\n" +
+	"\bunusable\x18\b \x01(\tR\bunusable\"\xf0\x05\n" +
 	"\rTrafficPolicy\x12,\n" +
 	"\x03tls\x18\x01 \x01(\v2\x1a.podseal.mesh.v1.ClientTLSR\x03tls\x122\n" +
 	"\abalance\x18\x02 \x01(\x0e2\x18.podseal.mesh.v1.BalanceR\abalance\x12,\n" +
 	"\x12connect_timeout_ms\x18\x03 \x01(\x03R\x10connectTimeoutMs\x12'\n" +
 	"\x0fmax_connections\x18\x04 \x01(\rR\x0emaxConnections\x12F\n" +
-	"\tkeepalive\x18\x05 \x01(\v2(.podseal.mesh.v1.TrafficPolicy.KeepaliveR\tkeepalive\x1a]\n" +
+	"\tkeepalive\x18\x05 \x01(\v2(.podseal.mesh.v1.TrafficPolicy.KeepaliveR\tkeepalive\x12 \n" +
+	"\vpassthrough\x18\x06 \x01(\bR\vpassthrough\x12\x1f\n" +
+	"\vsource_hash\x18\a \x01(\bR\n" +
+	"sourceHash\x12@\n" +
+	"\aoutlier\x18\b \x01(\v2&.podseal.mesh.v1.TrafficPolicy.OutlierR\aoutlier\x12&\n" +
+	"\x0fidle_timeout_ms\x18\t \x01(\x03R\ridleTimeoutMs\x12&\n" +
+	"\x0fmax_duration_ms\x18\n" +
+	" \x01(\x03R\rmaxDurationMs\x1a\xa9\x01\n" +
+	"\aOutlier\x12\x1a\n" +
+	"\bfailures\x18\x01 \x01(\rR\bfailures\x12\x1f\n" +
+	"\vejection_ms\x18\x02 \x01(\x03R\n" +
+	"ejectionMs\x12\x1f\n" +
+	"\vinterval_ms\x18\x03 \x01(\x03R\n" +
+	"intervalMs\x12\x1f\n" +
+	"\vmax_percent\x18\x04 \x01(\rR\n" +
+	"maxPercent\x12\x1f\n" +
+	"\vmin_healthy\x18\x05 \x01(\rR\n" +
+	"minHealthy\x1a]\n" +
 	"\tKeepalive\x12\x16\n" +
 	"\x06probes\x18\x01 \x01(\rR\x06probes\x12\x17\n" +
 	"\atime_ms\x18\x02 \x01(\x03R\x06timeMs\x12\x1f\n" +
@@ -1815,7 +1950,7 @@ func file_api_mesh_v1_mesh_proto_rawDescGZIP() []byte {
 }
 
 var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_api_mesh_v1_mesh_proto_goTypes = []any{
 	(Mode)(0),                           // 0: podseal.mesh.v1.Mode
 	(Protocol)(0),                       // 1: podseal.mesh.v1.Protocol
@@ -1837,11 +1972,12 @@ var file_api_mesh_v1_mesh_proto_goTypes = []any{
 	(*Service_Port)(nil),                // 17: podseal.mesh.v1.Service.Port
 	(*Service_Endpoint)(nil),            // 18: podseal.mesh.v1.Service.Endpoint
 	nil,                                 // 19: podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	(*TrafficPolicy_Keepalive)(nil),     // 20: podseal.mesh.v1.TrafficPolicy.Keepalive
-	nil,                                 // 21: podseal.mesh.v1.DestinationRule.PortsEntry
-	(*AuthorizationPolicy_Rule)(nil),    // 22: podseal.mesh.v1.AuthorizationPolicy.Rule
-	(*AuthorizationPolicy_Matches)(nil), // 23: podseal.mesh.v1.AuthorizationPolicy.Matches
-	(*AuthorizationPolicy_Match)(nil),   // 24: podseal.mesh.v1.AuthorizationPolicy.Match
+	(*TrafficPolicy_Outlier)(nil),       // 20: podseal.mesh.v1.TrafficPolicy.Outlier
+	(*TrafficPolicy_Keepalive)(nil),     // 21: podseal.mesh.v1.TrafficPolicy.Keepalive
+	nil,                                 // 22: podseal.mesh.v1.DestinationRule.PortsEntry
+	(*AuthorizationPolicy_Rule)(nil),    // 23: podseal.mesh.v1.AuthorizationPolicy.Rule
+	(*AuthorizationPolicy_Matches)(nil), // 24: podseal.mesh.v1.AuthorizationPolicy.Matches
+	(*AuthorizationPolicy_Match)(nil),   // 25: podseal.mesh.v1.AuthorizationPolicy.Match
 }
 var file_api_mesh_v1_mesh_proto_depIdxs = []int32{
 	0,  // 0: podseal.mesh.v1.Workload.mode:type_name -> podseal.mesh.v1.Mode
@@ -1853,27 +1989,28 @@ var file_api_mesh_v1_mesh_proto_depIdxs = []int32{
 	3,  // 6: podseal.mesh.v1.ClientTLS.mode:type_name -> podseal.mesh.v1.ClientTLSMode
 	11, // 7: podseal.mesh.v1.TrafficPolicy.tls:type_name -> podseal.mesh.v1.ClientTLS
 	4,  // 8: podseal.mesh.v1.TrafficPolicy.balance:type_name -> podseal.mesh.v1.Balance
-	20, // 9: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
-	12, // 10: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
-	21, // 11: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
-	5,  // 12: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
-	6,  // 13: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
-	22, // 14: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
-	0,  // 15: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
-	1,  // 16: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	1,  // 17: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	19, // 18: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	12, // 19: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
-	23, // 20: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	23, // 21: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	24, // 22: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	24, // 23: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	7,  // 24: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	21, // 9: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
+	20, // 10: podseal.mesh.v1.TrafficPolicy.outlier:type_name -> podseal.mesh.v1.TrafficPolicy.Outlier
+	12, // 11: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
+	22, // 12: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
+	5,  // 13: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
+	6,  // 14: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
+	23, // 15: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
+	0,  // 16: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
+	1,  // 17: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	1,  // 18: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	19, // 19: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	12, // 20: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
+	24, // 21: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	24, // 22: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	25, // 23: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	25, // 24: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	7,  // 25: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_api_mesh_v1_mesh_proto_init() }
@@ -1887,7 +2024,7 @@ func file_api_mesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_mesh_v1_mesh_proto_rawDesc), len(file_api_mesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
