@@ -65,10 +65,6 @@ import (
 	"podseal.io/podseal/internal/xds"
 )
 
-// revision is the name that labels istio.io/rev call this control plane by
-// (contract 1.37, 5.3).
-const revision = "default"
-
 // fieldOwner is who we are in managedFields.
 const fieldOwner = client.FieldOwner("podseal-control-plane")
 
@@ -125,7 +121,7 @@ func (c *Config) complete() {
 func (c *Config) InjectParams(native bool) inject.Params {
 	return inject.Params{
 		ProxyImage: c.ProxyImage, ImagePullPolicy: c.ImagePullPolicy,
-		CAAddress: serviceHost(cmp.Or(c.Namespace, settings.Namespace)) + ":15012", NativeSidecars: native, Revision: revision,
+		CAAddress: serviceHost(cmp.Or(c.Namespace, settings.Namespace)) + ":15012", NativeSidecars: native,
 	}
 }
 

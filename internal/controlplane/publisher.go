@@ -235,7 +235,7 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 	if err != nil {
 		return discovery.Cluster{}, err
 	}
-	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RootNamespace: p.cfg.Namespace, Revision: revision, LastGood: p.lastGood}
+	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RootNamespace: p.cfg.Namespace, LastGood: p.lastGood}
 	var (
 		pods     corev1.PodList
 		services corev1.ServiceList

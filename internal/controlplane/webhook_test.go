@@ -25,7 +25,7 @@ func newWebhooks(t testing.TB, a *authority, c client.Client) *webhooks {
 	t.Helper()
 	return &webhooks{
 		namespaces: c, live: c, authority: a, roots: &rootWriter{client: c, authority: a}, counts: newCounts(), rootNamespace: testNamespace,
-		params: inject.Params{ProxyImage: "podseal.io/podseal-proxy:test", CAAddress: "istiod.d8-istio.svc:15012", NativeSidecars: true, Revision: revision},
+		params: inject.Params{ProxyImage: "podseal.io/podseal-proxy:test", CAAddress: "istiod.d8-istio.svc:15012", NativeSidecars: true},
 		log:    slog.New(slog.DiscardHandler),
 	}
 }

@@ -34,7 +34,7 @@ type governing struct {
 func buildAccess(c Cluster, verdicts Verdicts) *accessSet {
 	s := &accessSet{root: c.RootNamespace, byNamespace: map[string][]*governing{}, idle: map[Key]Verdict{}}
 	for _, obj := range c.AuthorizationPolicies {
-		if rev := obj.GetLabels()[labelRevision]; rev != "" && rev != c.Revision {
+		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
 			continue // another control plane's: contract 1.37
 		}
 		key := Key{KindAuthorizationPolicy, obj.GetNamespace(), obj.GetName()}

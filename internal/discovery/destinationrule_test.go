@@ -122,7 +122,7 @@ func TestDestinationRules(t *testing.T) {
 	other := rule(t, "shop", "theirs", 1, "host: web")
 	other.SetLabels(map[string]string{labelRevision: "canary"})
 	c.DestinationRules = append(c.DestinationRules, other)
-	c.Settings, c.RootNamespace, c.Revision = testSettings(), root, "default"
+	c.Settings, c.RootNamespace = testSettings(), root
 	res, verdicts := Build(c)
 	got := map[string]*workload.DestinationRule{}
 	for name, body := range res[wire.TypeDestinationRule] {

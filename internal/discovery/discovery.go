@@ -44,7 +44,6 @@ type Cluster struct {
 
 	Settings      settings.Settings
 	RootNamespace string // whose policies hold for the mesh (contract 1.5)
-	Revision      string // of this control plane (contract 1.37)
 	BundlePEM     []byte // the roots in force
 }
 

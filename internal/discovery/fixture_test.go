@@ -102,9 +102,6 @@ func build(t testing.TB, c Cluster) built {
 	if c.RootNamespace == "" {
 		c.RootNamespace = root
 	}
-	if c.Revision == "" {
-		c.Revision = "default"
-	}
 	res, verdicts := Build(c)
 	b := built{map[string]*workload.Workload{}, map[string]*workload.Service{}, nil, map[string]*policy.AuthorizationPolicy{}, verdicts}
 	for name, body := range res[wire.TypeWorkload] {
@@ -138,7 +135,7 @@ func build(t testing.TB, c Cluster) built {
 
 // largeCluster has that many pods, services and endpoints, in ten namespaces.
 func largeCluster(t testing.TB, pods, services int) Cluster {
-	c := Cluster{Settings: testSettings(), RootNamespace: root, Revision: "default"}
+	c := Cluster{Settings: testSettings(), RootNamespace: root}
 	perService := pods / services
 	for i := range services {
 		ns, app := fmt.Sprintf("ns-%d", i%10), fmt.Sprintf("app-%d", i)

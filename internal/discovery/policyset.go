@@ -41,7 +41,7 @@ func buildPolicies(c Cluster, verdicts Verdicts) *policySet {
 	s := &policySet{root: c.RootNamespace, scopes: map[string]*scope{}, tally: map[Key]*tally{}}
 	own := map[string][]policy.PeerAuthentication{}
 	for _, obj := range c.PeerAuthentications {
-		if rev := obj.GetLabels()[labelRevision]; rev != "" && rev != c.Revision {
+		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
 			continue // another control plane's: contract 1.37
 		}
 		key := Key{KindPeerAuthentication, obj.GetNamespace(), obj.GetName()}

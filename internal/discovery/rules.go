@@ -22,7 +22,7 @@ type ruleSet struct {
 func buildRules(c Cluster, verdicts Verdicts) *ruleSet {
 	s := &ruleSet{selective: map[string][]*destinationRule{}, selected: map[string]int{}}
 	for _, obj := range c.DestinationRules {
-		if rev := obj.GetLabels()[labelRevision]; rev != "" && rev != c.Revision {
+		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
 			continue // another control plane's: contract 1.37
 		}
 		key := Key{KindDestinationRule, obj.GetNamespace(), obj.GetName()}

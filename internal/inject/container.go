@@ -88,7 +88,7 @@ func (in *injection) proxyContainer() corev1.Container {
 		Env:             in.env(),
 		Resources:       *in.resources.DeepCopy(),
 		SecurityContext: restricted(settings.ProxyUID),
-		VolumeMounts:    mounts(),
+		VolumeMounts:    append(mounts(), in.user.mounts...),
 	}
 	if in.probed {
 		ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: readyPath, Port: intstr.FromInt32(healthPort)}}

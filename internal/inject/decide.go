@@ -13,9 +13,8 @@ import (
 
 const (
 	// NamespaceLabel on a namespace turns injection on or off for its pods.
-	NamespaceLabel  = "istio-injection"
-	defaultRevision = "default"
-	enabled         = "enabled"
+	NamespaceLabel = "istio-injection"
+	enabled        = "enabled"
 )
 
 // Decision says whether a pod gets a proxy, and why.
@@ -31,15 +30,14 @@ func NeverInjected() []string {
 	return []string{"kube-system", "kube-public", "kube-node-lease", "local-path-storage", settings.Namespace, settings.ManagerNamespace}
 }
 
-// Decide says whether a pod that is about to be created gets a proxy of the
-// given revision, by the matrix of contract 5.3 and the conditions 5.4 to 5.6.
+// Decide says whether a pod that is about to be created gets a proxy, by the matrix of contract 5.3 and the conditions 5.4 to 5.6.
 // The selectors of the webhook say most of the same: this is the second line,
 // and what tools ask.
-func Decide(pod *corev1.Pod, ns *corev1.Namespace, nsName, revision string) Decision {
+func Decide(pod *corev1.Pod, ns *corev1.Namespace, nsName string, of *settings.Settings) Decision {
 	if slices.Contains(NeverInjected(), nsName) {
 		return no("pods of namespace %s never get a proxy", nsName)
 	}
-	selected := decideByLabels(pod.Labels, ns.Labels, revision)
+	selected := decideByLabels(pod.Labels, ns.Labels, of)
 	if !selected.Inject {
 		return selected
 	}
@@ -61,7 +59,7 @@ func Decide(pod *corev1.Pod, ns *corev1.Namespace, nsName, revision string) Deci
 }
 
 // decideByLabels is the matrix of contract 5.3.
-func decideByLabels(pod, ns map[string]string, revision string) Decision {
+func decideByLabels(pod, ns map[string]string, of *settings.Settings) Decision {
 	podInject, podAsked := pod[label.SidecarInject.Name]
 	if podInject == "false" {
 		return no("label %s=false of the pod", label.SidecarInject.Name)
@@ -74,13 +72,13 @@ func decideByLabels(pod, ns map[string]string, revision string) Decision {
 	}
 	rev := label.IoIstioRev.Name
 	if value, set := ns[rev]; set {
-		if isOurs(value, revision) {
+		if of.Serves(value) {
 			return yes("label %s=%s of the namespace", rev, value)
 		}
 		return no("label %s=%s of the namespace names another revision", rev, value)
 	}
 	if value, set := pod[rev]; set {
-		if isOurs(value, revision) {
+		if of.Serves(value) {
 			return yes("label %s=%s of the pod", rev, value)
 		}
 		return no("label %s=%s of the pod names another revision", rev, value)
@@ -106,11 +104,6 @@ func decideByRequest(pod *corev1.Pod, selected Decision) Decision {
 	}
 	selected.Warnings = append(selected.Warnings, fmt.Sprintf("%s %s: %q is neither true nor false, and is taken as absent", where, annotation.SidecarInject.Name, value))
 	return selected
-}
-
-// isOurs reports whether the value of a revision label means us.
-func isOurs(value, revision string) bool {
-	return value == defaultRevision || (value != "" && value == revision)
 }
 
 // alreadyInjected reports whether injection has been here. The annotation

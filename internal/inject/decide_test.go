@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podseal.io/podseal/internal/settings"
 )
 
 // labelled returns labels from "name=value" words; "-" is none.
@@ -62,7 +64,7 @@ func TestMatrix(t *testing.T) {
 	} {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: labelled(test.pod)}}
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Labels: labelled(test.ns)}}
-		d := Decide(pod, ns, "shop", "v1")
+		d := Decide(pod, ns, "shop", &settings.Settings{Revisions: []string{"v1"}})
 		if d.Inject != test.want || d.Reason == "" {
 			t.Errorf("namespace %q, pod %q: %+v, want %v", test.ns, test.pod, d, test.want)
 		}
@@ -118,7 +120,7 @@ func TestDecideInsideTheWebhook(t *testing.T) {
 		{"injected already (contract 5.8)", pod("-", "-", status, proxy), enabledNS, "shop", false, 0},
 		{"the annotation alone keeps nothing out", pod("-", "-", status), enabledNS, "shop", true, 0},
 	} {
-		d := Decide(test.pod, test.ns, test.nsName, "default")
+		d := Decide(test.pod, test.ns, test.nsName, &settings.Settings{})
 		if d.Inject != test.want || len(d.Warnings) != test.warnings {
 			t.Errorf("%s: %+v", test.name, d)
 		}

@@ -95,7 +95,7 @@ func Pod(req Request) (*corev1.Pod, []string, error) {
 		req.NamespaceName = req.Namespace.Name
 	}
 	req.Params = withDefaults(req.Params, req.Settings)
-	decision := Decide(req.Pod, req.Namespace, req.NamespaceName, req.Params.Revision)
+	decision := Decide(req.Pod, req.Namespace, req.NamespaceName, &req.Settings)
 	if !decision.Inject {
 		return nil, decision.Warnings, nil
 	}
@@ -124,7 +124,7 @@ func Pod(req Request) (*corev1.Pod, []string, error) {
 
 func withDefaults(p Params, s settings.Settings) Params {
 	if p.Revision == "" {
-		p.Revision = defaultRevision
+		p.Revision = settings.DefaultRevision
 	}
 	if p.ClusterDomain == "" {
 		p.ClusterDomain = s.ClusterDomain
@@ -214,7 +214,7 @@ func (in *injection) containers() {
 }
 
 func (in *injection) volumes() {
-	in.pod.Spec.Volumes = append(in.pod.Spec.Volumes, volumes()...)
+	in.pod.Spec.Volumes = slices.Concat(in.pod.Spec.Volumes, volumes(), in.user.volumes)
 	for _, name := range in.Params.ImagePullSecrets {
 		ref := corev1.LocalObjectReference{Name: name}
 		if !slices.Contains(in.pod.Spec.ImagePullSecrets, ref) {

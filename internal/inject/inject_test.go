@@ -605,3 +605,64 @@ func FuzzAnnotations(f *testing.F) {
 		}
 	})
 }
+
+// TestUserVolumes: contract 5.23.
+func TestUserVolumes(t *testing.T) {
+	const volume, mount = "sidecar.istio.io/userVolume", "sidecar.istio.io/userVolumeMount"
+	for name, a := range map[string]map[string]string{
+		"by name": {volume: `{"certs": {"secret": {"secretName": "s"}}}`, mount: `{"certs": {"mountPath": "/etc/certs", "readOnly": true}}`},
+		"lists":   {volume: `[{"name": "certs", "secret": {"secretName": "s"}}]`, mount: `[{"name": "certs", "mountPath": "/etc/certs", "readOnly": true}]`},
+	} {
+		pod, warnings, err := Pod(simple(a))
+		if err != nil || len(warnings) > 0 {
+			t.Fatal(name, warnings, err)
+		}
+		mounts := container(t, pod, ProxyContainer).VolumeMounts
+		if got := mounts[len(mounts)-1]; got.Name != "certs" || got.MountPath != "/etc/certs" || !got.ReadOnly {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if v := pod.Spec.Volumes[len(pod.Spec.Volumes)-1]; v.Name != "certs" || v.Secret.SecretName != "s" {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+	for want, a := range map[string]map[string]string{
+		"userVolume: write a JSON object":               {volume: "certs"},
+		"userVolumeMount: write a JSON object":          {mount: "{"},
+		"userVolume: entry 1: not what Kubernetes":      {volume: `{"certs": {"secrets": {}}}`},
+		"userVolumeMount: entry 2: not what Kubernetes": {volume: `{"a": {"emptyDir": {}}}`, mount: `[{"name": "a", "mountPath": "/a"}, {"path": "/"}]`},
+		`userVolume: "A" is no name for a volume`:       {volume: `{"A": {"emptyDir": {}}}`},
+		`userVolume: "" is no name`:                     {volume: `[null]`},
+		`there is a volume "istio-token" already`:       {volume: `{"istio-token": {"emptyDir": {}}}`},
+		`there is a volume "a" already`:                 {volume: `[{"name": "a"}, {"name": "a"}]`},
+		"x at /var/run is the proxy's own":              {volume: `{"x": {"emptyDir": {}}}`, mount: `{"x": {"mountPath": "/var/run"}}`},
+		"istio-token at /x is the proxy's own":          {mount: `{"istio-token": {"mountPath": "/x"}}`},
+		`the pod has no volume "nowhere"`:               {mount: `{"nowhere": {"mountPath": "/x"}}`},
+		"write a mountPath":                             {volume: `{"x": null}`, mount: `{"x": {}}`},
+	} {
+		if _, _, err := Pod(simple(a)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %q", a, err, want)
+		}
+	}
+}
+
+func FuzzUserVolumes(f *testing.F) {
+	f.Add(`{"certs": {"secret": {"secretName": "s"}}}`, `[{"name": "certs", "mountPath": "/x"}]`)
+	f.Fuzz(func(t *testing.T, volume, mount string) {
+		pod, _, err := Pod(simple(map[string]string{"sidecar.istio.io/userVolume": volume, "sidecar.istio.io/userVolumeMount": mount}))
+		if err != nil {
+			return
+		}
+		seen := map[string]bool{}
+		for _, v := range pod.Spec.Volumes {
+			if seen[v.Name] {
+				t.Errorf("two volumes %q", v.Name)
+			}
+			seen[v.Name] = true
+		}
+		for _, m := range container(t, pod, ProxyContainer).VolumeMounts {
+			if !seen[m.Name] {
+				t.Errorf("no volume %q", m.Name)
+			}
+		}
+	})
+}

@@ -23,6 +23,7 @@ func honoured() []string {
 		&annotation.SidecarTrafficIncludeOutboundIPRanges, &annotation.SidecarTrafficExcludeOutboundIPRanges, &annotation.SidecarTrafficIncludeInboundPorts, &annotation.SidecarTrafficExcludeInboundPorts,
 		&annotation.SidecarTrafficIncludeOutboundPorts, &annotation.SidecarTrafficExcludeOutboundPorts, &annotation.SidecarTrafficExcludeInterfaces,
 		&annotation.SidecarTrafficKubevirtInterfaces, &annotation.IoIstioRerouteVirtualInterfaces,
+		&annotation.SidecarUserVolume, &annotation.SidecarUserVolumeMount,
 		&annotation.GalleyAnalyzeSuppress, // for tools
 	} {
 		names = append(names, a.Name)

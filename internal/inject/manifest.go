@@ -217,7 +217,7 @@ func (m *manifests) template(template map[string]any, name string, kind metav1.T
 		m.out.Warnings = append(m.out.Warnings, name+": "+w)
 	}
 	if out == nil {
-		reason := Decide(req.Pod, ns, of.Namespace, withDefaults(m.Params, m.Settings).Revision).Reason
+		reason := Decide(req.Pod, ns, of.Namespace, &m.Settings).Reason
 		m.out.Left = append(m.out.Left, name+": "+reason)
 		return false, nil
 	}

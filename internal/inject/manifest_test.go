@@ -129,7 +129,7 @@ func (c *goldenCase) compare(t *testing.T, kind string, make func(corev1.PodTemp
 			t.Errorf("warning %q is not among %q", w, got.Warnings)
 		}
 	}
-	if again := Decide(injected, c.Namespace, c.Namespace.Name, ""); again.Inject {
+	if again := Decide(injected, c.Namespace, c.Namespace.Name, &req.Settings); again.Inject {
 		t.Error("the webhook injects it again")
 	}
 }

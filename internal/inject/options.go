@@ -34,6 +34,7 @@ type options struct {
 	resources corev1.ResourceRequirements
 	readiness readiness
 	traffic   traffic
+	user      userVolumes
 	proxyConfig
 }
 
@@ -95,6 +96,7 @@ func readOptions(req Request) options {
 	}
 	o.discoveryAddress = req.Params.DiscoveryAddress
 	r.templates()
+	r.userVolumes(req.Pod)
 	r.unknown(req.Pod)
 	return o
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +26,7 @@ import (
 const (
 	proxyContainer   = "istio-proxy"
 	statusAnnotation = "sidecar.istio.io/status" // on every injected pod (contract 5.12)
+	revLabel         = "istio.io/rev"
 	injectLabel      = "sidecar.istio.io/inject"
 	rootKey          = "root-cert.pem"
 	rootSoon         = 30 * 24 * time.Hour
@@ -256,12 +258,16 @@ func (c *Checker) proxyVersions(ctx context.Context) *finding {
 // didn't ask to have none: those that could have one, and those on the network of
 // their node.
 func (c *Checker) withoutProxy(ctx context.Context) (without, never []string, err error) {
+	s, err := c.settings(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	namespaces := &corev1.NamespaceList{}
 	if err := c.Client.List(ctx, namespaces); err != nil {
 		return nil, nil, err
 	}
 	for _, ns := range namespaces.Items {
-		in := ns.Labels["istio-injection"] == "enabled" || (ns.Labels["istio-injection"] == "" && ns.Labels["istio.io/rev"] == "default")
+		in := ns.Labels["istio-injection"] == "enabled" || (ns.Labels["istio-injection"] == "" && s.Serves(ns.Labels[revLabel]))
 		if !in {
 			continue
 		}
@@ -281,6 +287,57 @@ func (c *Checker) withoutProxy(ctx context.Context) (without, never []string, er
 		}
 	}
 	return without, never, nil
+}
+
+// settings are those that the ModuleConfig has, the defaults where they are wrong,
+// which another check says.
+func (c *Checker) settings(ctx context.Context) (settings.Settings, error) {
+	mc, err := c.ModuleConfig(ctx)
+	if err != nil || mc == nil {
+		return settings.Default(""), err
+	}
+	s, _, _ := settings.Parse(mc, settings.Cluster{})
+	return s, nil
+}
+
+// revisions finds namespaces and pods that ask for a control plane which nobody
+// is: they have no proxy, and nothing else says so (contract 5.3).
+func (c *Checker) revisions(ctx context.Context) *finding {
+	s, err := c.settings(ctx)
+	if err != nil {
+		return cannotLook(err)
+	}
+	foreign := map[string]bool{}
+	var who []string
+	namespaces := &corev1.NamespaceList{}
+	if err := c.Client.List(ctx, namespaces, client.HasLabels{revLabel}); err != nil {
+		return cannotLook(err)
+	}
+	see := func(what, name string, labels map[string]string) {
+		if rev := labels[revLabel]; rev != "" && !s.Serves(rev) {
+			foreign[rev] = true
+			who = append(who, what+" "+name)
+		}
+	}
+	for _, ns := range namespaces.Items {
+		if ns.Labels["istio-injection"] == "" {
+			see("namespace", ns.Name, ns.Labels)
+		}
+	}
+	pods := &corev1.PodList{}
+	if err := c.Client.List(ctx, pods, client.HasLabels{revLabel}); err != nil {
+		return cannotLook(err)
+	}
+	for _, p := range pods.Items {
+		if !hasProxy(&p) {
+			see("pod", p.Namespace+"/"+p.Name, p.Labels)
+		}
+	}
+	if len(who) > 0 {
+		return warned("write the version into ModuleConfig istio (v1x27: settings.globalVersion \"1.27\", or additionalVersions), or label them istio.io/rev="+settings.DefaultRevision,
+			"no control plane is called %s, so there is no proxy: %s", strings.Join(slices.Sorted(maps.Keys(foreign)), ", "), some(who))
+	}
+	return nil
 }
 
 // uncaptured finds pods that were created before their namespace joined the

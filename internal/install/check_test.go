@@ -24,6 +24,7 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/version"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -280,6 +281,17 @@ func TestChecks(t *testing.T) {
 				h.more = append(h.more, peerAuthentication("a", "True"), peerAuthentication("b", "False"))
 			},
 			[]string{"warning: 1 of 2 are not: PeerAuthentication shop/b"},
+		},
+		"revisions that nobody is": { // contract 5.3
+			func(h *healthy) {
+				h.mc.Spec.Version, h.mc.Spec.Settings = 3, &runtime.RawExtension{Raw: []byte(`{"globalVersion": "1.27"}`)}
+				h.more = append(h.more,
+					&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "old", Labels: map[string]string{revLabel: "v1x21"}, DeletionTimestamp: new(metav1.Now()), Finalizers: []string{"x"}}},
+					&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "new", Labels: map[string]string{revLabel: "v1x27"}, DeletionTimestamp: new(metav1.Now()), Finalizers: []string{"x"}}},
+					&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "new", Name: "late"}},
+					&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "plain", Name: "odd", Labels: map[string]string{revLabel: "canary"}}})
+			},
+			[]string{"warning: 1 pod has no proxy, in namespaces of the mesh: new/late", "warning: no control plane is called canary, v1x21, so there is no proxy: namespace old, pod plain/odd"},
 		},
 		"pod that opted out": {
 			func(h *healthy) {

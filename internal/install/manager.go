@@ -258,6 +258,13 @@ func (m *Manager) valuesFor(s settings.Settings) Values {
 	}
 	values["controlPlane"] = controlPlane
 	values["clusterDomain"] = s.ClusterDomain
+	if len(s.Revisions) > 0 {
+		revisions := make([]any, len(s.Revisions))
+		for i, r := range s.Revisions {
+			revisions[i] = r
+		}
+		values["revisions"] = revisions
+	}
 	return values
 }
 

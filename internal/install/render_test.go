@@ -136,10 +136,10 @@ func TestInjectorShape(t *testing.T) {
 	}
 }
 
-func injector(t *testing.T) *admissionv1.MutatingWebhookConfiguration {
+func injector(t *testing.T, sets ...string) *admissionv1.MutatingWebhookConfiguration {
 	t.Helper()
 	out := &admissionv1.MutatingWebhookConfiguration{}
-	convert(t, find(t, render(t, PartControlPlane), "MutatingWebhookConfiguration", InjectorName), out)
+	convert(t, find(t, render(t, PartControlPlane, sets...), "MutatingWebhookConfiguration", InjectorName), out)
 	return out
 }
 
@@ -164,7 +164,14 @@ func find(t *testing.T, objects []*unstructured.Unstructured, kind, name string)
 // TestInjectionMatrix holds the selectors against every combination of labels
 // and the table of contract 5.3, and at most one entry may take a pod (5.2).
 func TestInjectionMatrix(t *testing.T) { // contract 5.2, 5.3, 5.5
-	hooks := injector(t).Webhooks
+	for name, sets := range map[string][]string{"default": nil, "v1x27": {"revisions={v1x27,v1x25}"}} {
+		t.Run(name, func(t *testing.T) { testInjectionMatrix(t, name, sets) })
+	}
+}
+
+func testInjectionMatrix(t *testing.T, ours string, sets []string) {
+	t.Helper()
+	hooks := injector(t, sets...).Webhooks
 	const absent = "-"
 	set := func(m map[string]string, k, v string) {
 		if v != absent {
@@ -172,9 +179,9 @@ func TestInjectionMatrix(t *testing.T) { // contract 5.2, 5.3, 5.5
 		}
 	}
 	for _, nsI := range []string{absent, "enabled", "disabled", "yes", ""} {
-		for _, nsR := range []string{absent, "default", "other"} {
+		for _, nsR := range []string{absent, ours, "other"} {
 			for _, podI := range []string{absent, "true", "false", "other"} {
-				for _, podR := range []string{absent, "default", "other"} {
+				for _, podR := range []string{absent, ours, "other"} {
 					ns := map[string]string{"kubernetes.io/metadata.name": "shop"}
 					set(ns, "istio-injection", nsI)
 					set(ns, "istio.io/rev", nsR)
@@ -187,7 +194,7 @@ func TestInjectionMatrix(t *testing.T) { // contract 5.2, 5.3, 5.5
 							got = append(got, strings.TrimSuffix(hook.Name, ".sidecar-injector.istio.io"))
 						}
 					}
-					want := contract53(nsI, nsR, podI, podR)
+					want := contract53(ours, nsI, nsR, podI, podR)
 					if strings.Join(got, " ") != want {
 						t.Errorf("istio-injection=%s istio.io/rev=%s, pod inject=%s rev=%s: injected by %v, want %q", nsI, nsR, podI, podR, got, want)
 					}
@@ -204,18 +211,18 @@ func TestInjectionMatrix(t *testing.T) { // contract 5.2, 5.3, 5.5
 	}
 }
 
-// contract53 is the table of contract 5.3 for the revision "default".
-func contract53(nsI, nsR, podI, podR string) string {
+// contract53 is the table of contract 5.3 for a revision that is ours.
+func contract53(ours, nsI, nsR, podI, podR string) string {
 	switch {
 	case nsI == "enabled" && podI != "false":
 		return "namespace"
 	case nsI != "-" || podI == "false":
 		return ""
-	case nsR == "default":
+	case nsR == ours:
 		return "rev.namespace"
 	case nsR != "-":
 		return "" // another revision's
-	case podR == "default":
+	case podR == ours:
 		return "rev.object"
 	case podR == "-" && podI == "true":
 		return "object"
@@ -236,8 +243,8 @@ func matches(t *testing.T, selector *metav1.LabelSelector, set map[string]string
 // one entry; not those of another revision.
 func TestValidatorSelectors(t *testing.T) {
 	config := &admissionv1.ValidatingWebhookConfiguration{}
-	convert(t, find(t, render(t, PartControlPlane), "ValidatingWebhookConfiguration", ValidatorName), config)
-	for rev, want := range map[string]int{"": 1, "default": 1, "other": 0} {
+	convert(t, find(t, render(t, PartControlPlane, "revisions={v1x27}"), "ValidatingWebhookConfiguration", ValidatorName), config)
+	for rev, want := range map[string]int{"": 1, "default": 1, "v1x27": 1, "other": 0} {
 		set := map[string]string{}
 		if rev != "" {
 			set["istio.io/rev"] = rev

@@ -37,6 +37,8 @@ func trafficFields() []field {
 		{path: "outboundTrafficPolicyMode", def: "AllowAny", honoured: true, read: func(p *parser, path string, v any) {
 			p.out.RegistryOnly = p.oneOf(path, v, "AllowAny", "RegistryOnly") == "RegistryOnly"
 		}},
+		{path: "globalVersion", honoured: true, read: (*parser).revision},
+		{path: "additionalVersions", honoured: true, read: func(p *parser, path string, v any) { p.list(path, v, p.revision) }},
 		{path: "dataPlane.enableHTTP10", before3: "enableHTTP10", def: "false", honoured: true, read: func(p *parser, path string, v any) {
 			p.boolean(path, v, &p.out.HTTP10)
 		}},
@@ -108,7 +110,7 @@ func ignoredFields() []field {
 		{path: "nodeSelector", read: ignored},
 		{path: "tolerations", read: ignored},
 	}
-	for path := range strings.FieldsSeq(`globalVersion additionalVersions ingressClass https auth.externalAuthentication auth.allowedUserGroups auth.allowedUserEmails
+	for path := range strings.FieldsSeq(`ingressClass https auth.externalAuthentication auth.allowedUserGroups auth.allowedUserEmails
 		auth.sessionTTL auth.satisfyAny auth.whitelistSourceRanges ambient configAnalysis telemetryAPI tracing federation multicluster alliance`) {
 		table = append(table, field{path: path, read: ignored})
 	}

@@ -88,6 +88,10 @@ func TestParseAccepts(t *testing.T) {
 				s.Sidecar.RequestCPU, s.Sidecar.RequestMemory, s.Sidecar.LimitCPU = "500m", "64Mi", "1"
 			},
 		},
+		{ // contract 5.3: what Deckhouse's labels call a control plane
+			name: "revisions", spec: `{version: 1, settings: {globalVersion: "1.27", additionalVersions: ["1.25", 1.21, "1.27"]}}`,
+			want: func(s *Settings) { s.Revisions = []string{"v1x25", "v1x21", "v1x27"} },
+		},
 		{
 			name: "control plane", spec: `{version: 3, settings: {controlPlane: {nodeSelector: {node-role/infra: ""}, tolerations: [{operator: Exists}, {key: a, value: b, effect: NoExecute, tolerationSeconds: 5}],
 				replicasManagement: {mode: Static, static: {replicas: 3}}, resourcesManagement: {mode: Static, static: {requests: {cpu: 1, memory: 1Gi}, limits: {memory: 2Gi}}}}}}`,
@@ -109,9 +113,9 @@ func TestParseAccepts(t *testing.T) {
 			},
 		},
 		{
-			name: "known, without effect", spec: `{version: 3, settings: {ambient: {enabled: false}, tracing: {enabled: true}, globalVersion: "1.27", highAvailability: true, https: {}, alliance: {ingressGateway: {}}}}`,
+			name: "known, without effect", spec: `{version: 3, settings: {ambient: {enabled: false}, tracing: {enabled: true}, highAvailability: true, https: {}, alliance: {ingressGateway: {}}}}`,
 			warnings: []string{
-				"settings.alliance: known, but has no effect in this version", "settings.globalVersion: known, but has no effect in this version",
+				"settings.alliance: known, but has no effect in this version",
 				"settings.highAvailability: known, but has no effect in this version", "settings.tracing: known, but has no effect in this version",
 			},
 		},

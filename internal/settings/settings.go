@@ -3,6 +3,7 @@ package settings
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -16,6 +17,10 @@ type Settings struct {
 	TrustDomain        string   `json:"trustDomain"`
 	TrustDomainAliases []string `json:"trustDomainAliases,omitempty"`
 
+	// Revisions are names that labels istio.io/rev may call this mesh by, beside
+	// "default".
+	Revisions []string `json:"revisions,omitempty"`
+
 	RegistryOnly bool          `json:"registryOnly"` // outboundTrafficPolicyMode
 	HTTP10       bool          `json:"http10"`
 	IdleTimeout  time.Duration `json:"idleTimeout"`
@@ -23,6 +28,16 @@ type Settings struct {
 	Sidecar      Sidecar      `json:"sidecar"`
 	CA           CA           `json:"ca"`
 	ControlPlane ControlPlane `json:"controlPlane"`
+}
+
+// DefaultRevision is the name by which labels istio.io/rev call the mesh whatever
+// the settings say.
+const DefaultRevision = "default"
+
+// Serves reports whether a label istio.io/rev with this value means this mesh
+// (contract 1.37, 5.3).
+func (s *Settings) Serves(revision string) bool {
+	return revision == DefaultRevision || slices.Contains(s.Revisions, revision)
 }
 
 // Sidecar is what injected pods get unless their annotations say otherwise.

@@ -76,6 +76,22 @@ func (p *parser) duration(path string, v any, out *time.Duration) {
 	*out = d
 }
 
+// revision reads a version of Istio such as 1.27, whose control plane labels call
+// v1x27 (contract 5.3).
+func (p *parser) revision(path string, v any) {
+	s, _ := v.(string)
+	if n, isNumber := v.(json.Number); isNumber {
+		s = n.String()
+	}
+	if !regexp.MustCompile(`^[0-9]{1,4}\.[0-9]{1,4}$`).MatchString(s) {
+		p.fault(path, v, `write a version such as "1.27"`)
+		return
+	}
+	if r := "v" + strings.ReplaceAll(s, ".", "x"); !slices.Contains(p.out.Revisions, r) {
+		p.out.Revisions = append(p.out.Revisions, r)
+	}
+}
+
 // secret reads text that must never be shown. Its content is checked later,
 // with the other parts of the CA.
 func (p *parser) secret(path string, v any, out *string) {

@@ -46,6 +46,11 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{/* podseal.revisions: what labels istio.io/rev may say (contract 5.3). */}}
+{{- define "podseal.revisions" -}}
+{{ prepend .Values.revisions "default" | uniq | toJson }}
+{{- end }}
+
 {{/* podseal.namespacesNotInjected: contract 5.5, and our own. */}}
 {{- define "podseal.namespacesNotInjected" -}}
 [kube-system, kube-public, kube-node-lease, local-path-storage, d8-istio, podseal-system]
