@@ -11,16 +11,21 @@ import (
 	"time"
 )
 
-// askTimeout bounds one request to the proxy beside us.
-const askTimeout = time.Second
+const (
+	// askTimeout bounds one request to the proxy beside us.
+	askTimeout  = time.Second
+	waitTimeout = time.Minute
+	// waitEvery is short beside what a proxy needs to become ready.
+	waitEvery = 10 * time.Millisecond
+)
 
-// runWait asks until the proxy is ready (postStart: contract 5.43).
+// runWait asks until the proxy is ready (postStart: contract 5.19, 5.43).
 func runWait(ctx context.Context, args []string, stderr io.Writer) int {
 	fs := flag.NewFlagSet("podseal-proxy wait", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	url := fs.String("url", "http://127.0.0.1:15021/healthz/ready", "what to ask")
-	timeout := fs.Duration("timeout", time.Minute, "how long to ask")
-	every := fs.Duration("every", 100*time.Millisecond, "how often to ask")
+	timeout := fs.Duration("timeout", waitTimeout, "how long to ask")
+	every := fs.Duration("every", waitEvery, "how often to ask")
 	if code := parse(fs, args); code >= 0 {
 		return code
 	}

@@ -57,6 +57,8 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 
 // refuse says why the pod must not start, and returns the exit code.
 func refuse(stderr io.Writer, what string, err error) int {
-	fmt.Fprintf(stderr, "capture: %s, so this pod must not start: %v\n", what, err)
+	text := fmt.Sprintf("%s, so this pod must not start: %v", what, err)
+	fmt.Fprintf(stderr, "capture: %s\n", text)
+	leaveMessage(terminationLog, text)
 	return 1
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -93,6 +95,37 @@ func TestWait(t *testing.T) {
 	}
 	asked.Store(-1 << 30)
 	if code := run(t.Context(), []string{"wait", "-url", s.URL, "-every", "1ms", "-timeout", "100ms"}, env(), &out, &out); code != 1 || !strings.Contains(out.String(), "no certificate yet") {
+		t.Errorf("code %d: %s", code, out.String())
+	}
+}
+
+// A message is left only where the kubelet has put a file for it.
+func TestLeaveMessage(t *testing.T) {
+	dir := t.TempDir()
+	leaveMessage(dir+"/none", "x")
+	if _, err := os.Stat(dir + "/none"); err == nil {
+		t.Error("a file was made")
+	}
+	if err := os.WriteFile(dir+"/log", []byte("an older and longer text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	leaveMessage(dir+"/log", "why")
+	if b, err := os.ReadFile(dir + "/log"); err != nil || string(b) != "why" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// A proxy that never became ready has failed, and says what it was waiting for
+// (contract 5.19).
+func TestNeverReady(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out bytes.Buffer
+	args := []string{"proxy", "-ca-address", "127.0.0.1:1", "-state-file", "", "-root-file", "/nowhere", "-token-file", "/nowhere"}
+	for _, name := range []string{"outbound", "inbound", "health", "metrics", "stats", "admin"} {
+		args = append(args, "-listen-"+name, "127.0.0.1:0")
+	}
+	if code := run(ctx, args, env(), &out, &out); code != 1 || !strings.Contains(out.String(), "before it was ready: the control plane has not told") {
 		t.Errorf("code %d: %s", code, out.String())
 	}
 }

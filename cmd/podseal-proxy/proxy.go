@@ -55,6 +55,7 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	}
 	if err := proxy.Run(ctx, cfg); err != nil {
 		fmt.Fprintf(stderr, "podseal-proxy: %v\n", err)
+		leaveMessage(terminationLog, err.Error())
 		return 1
 	}
 	return 0

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -15,8 +16,13 @@ import (
 )
 
 const (
-	program   = "podseal-proxy" // the program of the proxy image, on its PATH
-	readyPath = "/healthz/ready"
+	program = "podseal-proxy" // the program of the proxy image, on its PATH
+
+	// nativeWait is how long the kubelet waits for a native sidecar before it restarts
+	// it. It shows no logs and deletes no pod while the hook runs, so that must be
+	// short; the backoff of restarts does the rest of the waiting.
+	nativeWait = "10s"
+	readyPath  = "/healthz/ready"
 
 	tokenLifetime = 43200 // seconds (contract 4.18)
 )
@@ -73,7 +79,7 @@ func (in *injection) captureArgs() []string {
 	return args
 }
 
-// proxyContainer is the proxy itself (contract 5.15, 5.19).
+// proxyContainer is the proxy itself (contract 5.15).
 func (in *injection) proxyContainer() corev1.Container {
 	args := []string{"proxy", "sidecar", "--domain", "$(POD_NAMESPACE).svc." + in.Params.ClusterDomain}
 	if in.logLevel != "" {
@@ -91,14 +97,40 @@ func (in *injection) proxyContainer() corev1.Container {
 		VolumeMounts:    append(mounts(), in.user.mounts...),
 	}
 	if in.probed {
-		ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: readyPath, Port: intstr.FromInt32(healthPort)}}
-		c.StartupProbe = &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 600}
 		c.ReadinessProbe = &corev1.Probe{
-			ProbeHandler: *ready.DeepCopy(), TimeoutSeconds: 3,
+			ProbeHandler: asksReady(), TimeoutSeconds: 3,
 			InitialDelaySeconds: in.readiness.initialDelay, PeriodSeconds: in.readiness.period, FailureThreshold: in.readiness.failures,
 		}
 	}
+	if in.native {
+		always := corev1.ContainerRestartPolicyAlways
+		c.RestartPolicy = &always
+		c.Lifecycle = &corev1.Lifecycle{PreStop: command("drain")}
+	}
+	if in.hold || in.native && in.probed {
+		if c.Lifecycle == nil {
+			c.Lifecycle = &corev1.Lifecycle{}
+		}
+		c.Lifecycle.PostStart = in.waitHook()
+	}
 	return c
+}
+
+func asksReady() corev1.ProbeHandler {
+	return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: readyPath, Port: intstr.FromInt32(healthPort)}}
+}
+
+// startupProbe adds the startup probe where no postStart hook waits for the proxy
+// (contract 5.19). The kubelet looks at a pod once a second and goes on only after
+// a look, and a probe that has succeeded takes one more than a hook that has returned.
+func (in *injection) startupProbe(proxy *corev1.Container) {
+	if !in.probed || proxy.StartupProbe != nil {
+		return
+	}
+	if l := proxy.Lifecycle; l != nil && equality.Semantic.DeepEqual(l.PostStart, in.waitHook()) {
+		return
+	}
+	proxy.StartupProbe = &corev1.Probe{ProbeHandler: asksReady(), PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 600}
 }
 
 // restricted is a security context that Pod Security "restricted" lets pass,
@@ -231,7 +263,16 @@ func volumes() []corev1.Volume {
 	}
 }
 
-// command is a hook that runs the proxy's program with one argument.
-func command(verb string) *corev1.LifecycleHandler {
-	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{program, verb}}}
+// command is a hook that runs the proxy's program.
+func command(args ...string) *corev1.LifecycleHandler {
+	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: append([]string{program}, args...)}}
+}
+
+// waitHook returns when the proxy is ready. After a classic sidecar's has failed the
+// kubelet starts the application all the same, so that one is patient.
+func (in *injection) waitHook() *corev1.LifecycleHandler {
+	if in.native {
+		return command("wait", "-timeout", nativeWait)
+	}
+	return command("wait")
 }

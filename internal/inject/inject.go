@@ -191,15 +191,8 @@ func (in *injection) containers() {
 		first = append(first, in.initContainer())
 	}
 	proxy := in.proxyContainer()
-	switch {
-	case in.native:
-		always := corev1.ContainerRestartPolicyAlways
-		proxy.RestartPolicy = &always
-		proxy.Lifecycle = &corev1.Lifecycle{PreStop: command("drain")}
-	case in.hold:
-		proxy.Lifecycle = &corev1.Lifecycle{PostStart: command("wait")}
-	}
 	in.customize(&proxy)
+	in.startupProbe(&proxy)
 	switch {
 	case in.native:
 		first = append(first, proxy)

@@ -241,6 +241,60 @@ func TestCustomProxy(t *testing.T) {
 	}
 }
 
+// TestWaitsForTheProxy: exactly one of a postStart hook and a startup probe holds
+// the application back (contract 5.19, 5.43), and neither where the pod wants no
+// probes of the proxy.
+func TestWaitsForTheProxy(t *testing.T) {
+	const classic, hold, port = "sidecar.istio.io/nativeSidecar=false", "proxy.istio.io/config={holdApplicationUntilProxyStarts: true}", "status.sidecar.istio.io/port=0"
+	ownHook := &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"x"}}}}
+	ownProbe := &corev1.Probe{PeriodSeconds: 7}
+	for name, tt := range map[string]struct {
+		annotations            []string
+		custom                 *corev1.Container
+		hook                   string // command of postStart
+		startup, ready, drains bool
+	}{
+		"native":                      {hook: "podseal-proxy wait -timeout 10s", ready: true, drains: true},
+		"native, no probes":           {annotations: []string{port}, drains: true},
+		"native, no probes, but held": {annotations: []string{port, hold}, hook: "podseal-proxy wait -timeout 10s", drains: true},
+		"native, own hook":            {custom: &corev1.Container{Lifecycle: ownHook}, hook: "x", startup: true, ready: true, drains: true},
+		"native, own probe":           {custom: &corev1.Container{StartupProbe: ownProbe}, hook: "podseal-proxy wait -timeout 10s", startup: true, ready: true, drains: true},
+		"classic":                     {annotations: []string{classic}, startup: true, ready: true},
+		"classic, held":               {annotations: []string{classic, hold}, hook: "podseal-proxy wait", ready: true},
+		"classic, no probes":          {annotations: []string{classic, port}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			annotations := map[string]string{}
+			for _, a := range tt.annotations {
+				name, value, _ := strings.Cut(a, "=")
+				annotations[name] = value
+			}
+			req := simple(annotations)
+			if tt.custom != nil {
+				tt.custom.Name, tt.custom.Image = ProxyContainer, "auto"
+				req.Pod.Spec.Containers = append(req.Pod.Spec.Containers, *tt.custom)
+			}
+			c := container(t, mustInject(t, req), ProxyContainer)
+			hook, drains := "", false
+			if l := c.Lifecycle; l != nil {
+				drains = l.PreStop != nil
+				if l.PostStart != nil {
+					hook = strings.Join(l.PostStart.Exec.Command, " ")
+				}
+			}
+			if hook != tt.hook || drains != tt.drains || (c.StartupProbe != nil) != tt.startup || (c.ReadinessProbe != nil) != tt.ready {
+				t.Errorf("lifecycle %+v, startup %+v, readiness %+v", c.Lifecycle, c.StartupProbe, c.ReadinessProbe)
+			}
+			if p := c.StartupProbe; p != nil && tt.custom == nil && (p.HTTPGet.Path != "/healthz/ready" || p.HTTPGet.Port.IntVal != 15021 || p.PeriodSeconds != 1 || p.FailureThreshold != 600) {
+				t.Error("startup", p)
+			}
+			if p := c.ReadinessProbe; p != nil && (p.HTTPGet.Path != "/healthz/ready" || p.HTTPGet.Port.IntVal != 15021 || p.PeriodSeconds != 15 || p.FailureThreshold != 4) {
+				t.Error("readiness", p)
+			}
+		})
+	}
+}
+
 // TestTrapsAreNamed: what goes wrong later gives a warning now (contract 5.43,
 // 5.48).
 func TestTrapsAreNamed(t *testing.T) {
@@ -483,14 +537,6 @@ func TestNamesOfTheWiring(t *testing.T) {
 				t.Error("token", token)
 			}
 		}
-	}
-	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe} {
-		if p.HTTPGet.Path != "/healthz/ready" || p.HTTPGet.Port.IntVal != 15021 {
-			t.Error("probe", p)
-		}
-	}
-	if c.StartupProbe.PeriodSeconds != 1 || c.StartupProbe.FailureThreshold != 600 || c.ReadinessProbe.PeriodSeconds != 15 || c.ReadinessProbe.FailureThreshold != 4 {
-		t.Error("timing", c.StartupProbe, c.ReadinessProbe)
 	}
 	var st status
 	if err := json.Unmarshal([]byte(pod.Annotations["sidecar.istio.io/status"]), &st); err != nil || !slices.Equal(st.InitContainers, []string{"istio-init", "istio-proxy"}) || len(st.Volumes) != len(pod.Spec.Volumes) || st.Revision != "default" {

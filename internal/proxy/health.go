@@ -14,6 +14,15 @@ func (p *proxy) notReady() string {
 	if p.draining.Load() {
 		return "terminating"
 	}
+	missing := p.missing()
+	if missing == "" {
+		p.ready.Store(true)
+	}
+	return missing
+}
+
+// missing says what the proxy has never been told, or "".
+func (p *proxy) missing() string {
 	if p.ready.Load() {
 		return ""
 	}
@@ -28,11 +37,7 @@ func (p *proxy) notReady() string {
 	default:
 		missing = append(missing, errNoCertificate.Error())
 	}
-	if len(missing) > 0 {
-		return strings.Join(missing, "; ")
-	}
-	p.ready.Store(true)
-	return ""
+	return strings.Join(missing, "; ")
 }
 
 func (p *proxy) serveReady(w http.ResponseWriter, _ *http.Request) {

@@ -192,7 +192,8 @@ func (p *proxy) worldChanged(w *workload.World) {
 }
 
 // Run binds every socket, then carries connections until the context ends, and
-// then drains.
+// then drains. A proxy that ends before it was ready has failed, and the error says
+// what it was waiting for.
 func Run(ctx context.Context, cfg Config) error {
 	p, err := newProxy(cfg)
 	if err != nil {
@@ -201,7 +202,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := p.bind(ctx); err != nil {
 		return err
 	}
-	return p.run(ctx)
+	if err := p.run(ctx); err != nil {
+		return err
+	}
+	if missing := p.missing(); missing != "" && cfg.Control.Address != "" {
+		return fmt.Errorf("told to end before it was ready: %s (%s)", missing, cfg.Control.Address)
+	}
+	return nil
 }
 
 // run serves on the bound sockets until the context ends or the proxy is told
