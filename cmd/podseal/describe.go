@@ -23,6 +23,8 @@ type description struct {
 	Proxies []controlplane.ProxyView `json:"proxies"`
 	Callers edges.Graph              `json:"callers"`
 	Calls   edges.Graph              `json:"calls"`
+	// Policies are what holds for each pod, in order.
+	Policies []controlplane.PodPolicies `json:"policies"`
 
 	view *controlplane.View
 }
@@ -32,8 +34,8 @@ func newDescribeCommand(s streams, k *kube) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "describe pod|service|namespace NAME",
 		Short: "What holds for a pod, a service or a namespace: modes, identity, certificate, callers",
-		Long: `Say what holds: the effective mode of each port, the identity, the certificate and when it ends,
-what the proxy has acknowledged, and who calls and is called, as far as proxies saw it.`,
+		Long: `Say what holds: the effective mode of each port and which object sets it, the AuthorizationPolicies,
+the identity, the certificate and when it ends, what the proxy has acknowledged, and who calls and is called, as far as proxies saw it.`,
 		Args: args("pod|service|namespace", "NAME"),
 		ValidArgsFunction: func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
 			switch {
@@ -83,6 +85,11 @@ func (o *podOptions) describe(ctx context.Context, s streams, k *kube, kind, nam
 	if err != nil {
 		return err
 	}
+	what, err := l.explain(ctx, &controlplane.ExplainRequest{Pods: podNamesOf(l, d.Pods)})
+	if err != nil {
+		return err
+	}
+	d.Policies = what.Pods
 	if o.output != "text" {
 		return writeDocument(s, o.output, d)
 	}
@@ -157,6 +164,7 @@ func (d *description) print(s streams) {
 	} else {
 		d.printPods(s)
 	}
+	d.printPolicies(s)
 	for _, part := range []struct {
 		title string
 		links edges.Graph
@@ -193,6 +201,46 @@ func (d *description) printPod(s streams) {
 	}
 	for _, port := range p.Ports {
 		fmt.Fprintf(s.out, "Port %d: %s, of %s, %s\n", port.Port, port.Protocol, port.Service, port.Mode)
+	}
+}
+
+// printPolicies says what holds, and which object sets the mode.
+func (d *description) printPolicies(s streams) {
+	var inMesh []controlplane.PodPolicies
+	for i := range d.Policies {
+		if d.Policies[i].Mesh {
+			inMesh = append(inMesh, d.Policies[i])
+		}
+	}
+	if len(inMesh) == 0 {
+		return
+	}
+	if d.Kind == "pod" {
+		printOrigin(s, &inMesh[0])
+	}
+	fmt.Fprintln(s.out, "\nAuthorization:")
+	printPolicies(s, inMesh)
+}
+
+func printOrigin(s streams, p *controlplane.PodPolicies) {
+	for _, a := range p.Peer {
+		sets := "sets no mode here"
+		if a.Default {
+			sets = "sets the workload's mode"
+		}
+		if len(a.Ports) > 0 {
+			sets += fmt.Sprintf(" and that of ports %v", a.Ports)
+		}
+		fmt.Fprintf(s.out, "Applied PeerAuthentication: %s.%s (%s), %s\n", a.Name, a.Namespace, a.Scope, sets)
+	}
+	if len(p.Peer) == 0 {
+		fmt.Fprintln(s.out, "Applied PeerAuthentication: none, so PERMISSIVE")
+	}
+	switch {
+	case len(p.OnlyCaptured) > 0:
+		fmt.Fprintf(s.out, "WARNING: only ports %v are captured: on all others no policy holds\n", p.OnlyCaptured)
+	case len(p.Uncaptured) > 0:
+		fmt.Fprintf(s.out, "WARNING: ports %v are excluded from capture: no policy holds there\n", p.Uncaptured)
 	}
 }
 

@@ -77,6 +77,13 @@ func asLooker(t *testing.T, views ...*controlplane.View) *looker {
 				http.Error(w, "who are you?", http.StatusUnauthorized)
 			case v == nil:
 				http.Error(w, "viewer may not list edges.podseal.io in all namespaces", http.StatusForbidden)
+			case r.Method == http.MethodPost:
+				q := &controlplane.ExplainRequest{}
+				if json.NewDecoder(r.Body).Decode(q) != nil {
+					http.Error(w, "what?", http.StatusBadRequest)
+					return
+				}
+				_ = json.NewEncoder(w).Encode(explained(v.Replica, q))
 			default:
 				_ = json.NewEncoder(w).Encode(v)
 			}
@@ -241,50 +248,6 @@ func TestReplicasAreJoined(t *testing.T) {
 	}
 }
 
-func TestCan(t *testing.T) {
-	pods := testView().Pods
-	legacy, api, web := pods[:1], pods[1:2], pods[2:]
-	for name, tc := range map[string]struct {
-		from, to []controlplane.PodView
-		port     uint16
-		want     []string
-	}{
-		"both in the mesh":   {web, api, 0, []string{"8080 true mutual_tls", "9090 true mutual_tls"}},
-		"from outside":       {legacy, api, 0, []string{"8080 true plaintext", "9090 false plaintext"}},
-		"from outside, port": {legacy, api, 9090, []string{"9090 false plaintext"}},
-		"to the outside":     {web, legacy, 0, []string{"0 true plaintext"}},
-	} {
-		var got []string
-		for _, a := range decide(tc.from, tc.to, tc.port) {
-			got = append(got, strings.Join([]string{port0(a.Port), map[bool]string{true: "true", false: "false"}[a.Allowed], a.Over}, " "))
-		}
-		if !slices.Equal(got, tc.want) {
-			t.Errorf("%s: %q, want %q", name, got, tc.want)
-		}
-	}
-	disabled := api[0]
-	disabled.Mode, disabled.PortModes = "DISABLE", nil // contract 3.20: plaintext from mesh clients too
-	if a := judge(&web[0], &disabled, 8080); !a.Allowed || a.Over != "plaintext" {
-		t.Errorf("%+v", a)
-	}
-	if _, err := findPods(pods, "deploy/web", ""); err != nil {
-		t.Error(err)
-	}
-	if _, err := findPods(pods, "pod/shop/web-1", "other"); err != nil {
-		t.Error(err)
-	}
-	if _, err := findPods(pods, "wbe", "shop"); err == nil || !strings.Contains(err.Error(), "Did you mean shop/web?") {
-		t.Error(err)
-	}
-}
-
-func port0(p uint16) string {
-	if p == 0 {
-		return "0"
-	}
-	return port(p)
-}
-
 func TestDescribe(t *testing.T) {
 	v := testView()
 	for _, tc := range []struct{ kind, ns, name, want string }{
@@ -333,6 +296,11 @@ func TestLookCommandLines(t *testing.T) {
 		{[]string{"identity"}, exitUsage, "wants POD"},
 		{[]string{"can", "a"}, exitUsage, "wants SOURCE DESTINATION"},
 		{[]string{"can", "a", "b", "--port", "70000"}, exitUsage, "port"},
+		{[]string{"can", "a", "b", "--path", "x"}, exitUsage, "begins with a slash"},
+		{[]string{"can", "a", "b", "--header", "x"}, exitUsage, "name: value"},
+		{[]string{"can", "a", "b", "-f", "/nowhere/x.yaml"}, exitNoInput, "no such file"},
+		{[]string{"authz"}, exitUsage, "authz check POD"},
+		{[]string{"authz", "check"}, exitUsage, "wants POD"},
 		{[]string{"describe", "node", "n1"}, exitUsage, "pod, service or namespace"},
 	} {
 		stdout, stderr, code := podseal(t, tc.args...)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -214,34 +215,76 @@ func (l *looker) ask(ctx context.Context, r replica, namespace string, parts []s
 	if namespace != "" {
 		query.Set("namespace", namespace)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+controlplane.InspectPath+"?"+query.Encode(), http.NoBody)
-	if err != nil {
+	v := &controlplane.View{}
+	return v, l.call(ctx, r, http.MethodGet, controlplane.InspectPath+"?"+query.Encode(), nil, v)
+}
+
+// explain asks what would be: one replica if every one knows it, else all.
+func (l *looker) explain(ctx context.Context, q *controlplane.ExplainRequest) (*controlplane.ExplainAnswer, error) {
+	if err := l.authorize(ctx); err != nil {
 		return nil, err
+	}
+	text, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("write the question: %w", err)
+	}
+	var all []*controlplane.ExplainAnswer
+	var failed []error
+	for _, r := range l.replicas {
+		a := &controlplane.ExplainAnswer{}
+		if err := l.call(ctx, r, http.MethodPost, controlplane.ExplainPath, text, a); err != nil {
+			failed = append(failed, fmt.Errorf("ask %s: %w", r.name, err))
+			continue
+		}
+		all = append(all, a)
+		if len(q.Pods) == 0 {
+			break
+		}
+	}
+	if len(all) == 0 {
+		return nil, failed[0]
+	}
+	for _, err := range failed {
+		l.note("what this replica knows is missing: " + err.Error())
+	}
+	out := controlplane.JoinExplain(all)
+	if out.Unread != "" {
+		l.note("not looked at: " + out.Unread)
+	}
+	return out, nil
+}
+
+// call asks one replica and decodes its answer.
+func (l *looker) call(ctx context.Context, r replica, method, path string, question []byte, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, method, r.url+path, bytes.NewReader(question))
+	if err != nil {
+		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+l.token)
 	res, err := r.http.Do(req)
 	if err != nil {
-		return nil, codedError{err, exitUnavailable}
+		return codedError{err, exitUnavailable}
 	}
 	defer res.Body.Close()
 	body := io.LimitReader(res.Body, maxView)
-	switch res.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return nil, codedError{errors.New("the control plane is older than this program: `podseal version`"), exitUnavailable}
-	default:
-		text, _ := io.ReadAll(io.LimitReader(body, 4<<10)) // what could be read is what is said
-		err := errors.New(strings.TrimSpace(string(text)))
-		if res.StatusCode == http.StatusForbidden || res.StatusCode == http.StatusUnauthorized {
-			return nil, codedError{err, exitNoPermission}
+	if res.StatusCode == http.StatusOK {
+		if err := json.NewDecoder(body).Decode(answer); err != nil {
+			return fmt.Errorf("read the answer: %w", err)
 		}
-		return nil, codedError{err, exitUnavailable}
+		return nil
 	}
-	v := &controlplane.View{}
-	if err := json.NewDecoder(body).Decode(v); err != nil {
-		return nil, fmt.Errorf("read the answer: %w", err)
+	text, _ := io.ReadAll(io.LimitReader(body, 4<<10)) // what could be read is what is said
+	err = errors.New(strings.TrimSpace(string(text)))
+	switch res.StatusCode {
+	case http.StatusNotFound:
+		return codedError{errors.New("the control plane is older than this program: `podseal version`"), exitUnavailable}
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return codedError{err, exitNoPermission}
+	case http.StatusBadRequest:
+		return codedError{err, exitBadInput}
+	default:
+		return codedError{err, exitUnavailable}
 	}
-	return v, nil
 }
 
 // joinViews makes one view of those of all replicas. A pod that moved from one

@@ -139,6 +139,7 @@ func newRoot(s streams) *cobra.Command {
 		newIdentityCommand(s, k),
 		newCanCommand(s, k),
 		newInjectCommand(s, k),
+		newAuthzCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

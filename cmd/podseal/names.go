@@ -117,6 +117,35 @@ func findPods(pods []controlplane.PodView, name, namespace string) ([]controlpla
 	return found, nil
 }
 
+// findTargets finds what may be talked to: as findPods, or the pods that a service
+// leads to, by service/[NAMESPACE/]NAME, which is returned too.
+func findTargets(pods []controlplane.PodView, name, namespace string) (found []controlplane.PodView, service string, err error) {
+	kind, want, _ := strings.Cut(name, "/")
+	if kind != "service" && kind != "svc" {
+		found, err = findPods(pods, name, namespace)
+		return found, "", err
+	}
+	if ns, rest, ok := strings.Cut(want, "/"); ok {
+		namespace, want = ns, rest
+	}
+	service = namespace + "/" + want
+	var names []string
+	for i := range pods {
+		p := &pods[i]
+		for _, s := range p.Services {
+			names = append(names, p.Namespace+"/"+s)
+		}
+		if p.Namespace == namespace && slices.Contains(p.Services, want) {
+			found = append(found, *p)
+		}
+	}
+	if len(found) == 0 {
+		slices.Sort(names)
+		return nil, "", unknownName("service with pods", service, slices.Compact(names))
+	}
+	return found, service, nil
+}
+
 // completeTimeout is how long a shell may wait for names.
 const completeTimeout = 3 * time.Second
 

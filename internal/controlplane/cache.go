@@ -47,6 +47,12 @@ func policyKinds() []schema.GroupVersionKind {
 	}
 }
 
+// Honoured reports whether objects of a kind, in any version, are policies that
+// the mesh reads.
+func Honoured(of schema.GroupVersionKind) bool {
+	return slices.ContainsFunc(policyKinds(), func(gvk schema.GroupVersionKind) bool { return gvk.GroupKind() == of.GroupKind() })
+}
+
 // newPolicy is an empty object of one of policyKinds, nil for any other kind.
 func newPolicy(kind string) *unstructured.Unstructured {
 	for _, gvk := range policyKinds() {

@@ -5,7 +5,7 @@
 //	:15017  HTTPS           /inject and /validate, for the API server (contract 5.1, 1.36)
 //	:15014  HTTP            /metrics
 //	:8080   HTTP            /ready, /debug/proxies
-//	:15004  HTTP, loopback  /v1/view, for people (podseal edges, status, …)
+//	:15004  HTTP, loopback  /v1/view, /v1/explain, for people (podseal edges, can, …)
 //
 // Any number of replicas serve; one, which holds the Lease podseal-control-plane,
 // also writes. Kubernetes is the only store.
@@ -231,7 +231,8 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	}
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
 	look := &viewer{cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, now: time.Now}
-	inspect := newInspector(mgr.GetClient(), look.view, cfg.Log)
+	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, replica: cfg.Replica, now: time.Now}
+	inspect := newInspector(mgr.GetClient(), look, asked, cfg.Log)
 	everywhere := []runnable{
 		auth.Run,
 		pub.Run,

@@ -38,23 +38,25 @@ type inspector struct {
 	review    func(ctx context.Context, review *authenticationv1.TokenReview) error
 	authorize func(ctx context.Context, review *authorizationv1.SubjectAccessReview) error
 	view      func(ctx context.Context, namespace string, parts []string) (*View, error)
+	explain   func(q *ExplainRequest) (*ExplainAnswer, error)
 	asking    chan struct{}
 	log       *slog.Logger
 }
 
-func newInspector(c client.Client, view func(ctx context.Context, namespace string, parts []string) (*View, error), log *slog.Logger) *inspector {
+func newInspector(c client.Client, view *viewer, explain *explainer, log *slog.Logger) *inspector {
 	return &inspector{
 		review: reviewThrough(c),
 		authorize: func(ctx context.Context, review *authorizationv1.SubjectAccessReview) error {
 			return c.Create(ctx, review)
 		},
-		view: view, asking: make(chan struct{}, maxInspections), log: log,
+		view: view.view, explain: explain.explain, asking: make(chan struct{}, maxInspections), log: log,
 	}
 }
 
 func (s *inspector) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+InspectPath, s.serve)
+	mux.HandleFunc("POST "+ExplainPath, s.serveExplain)
 	return mux
 }
 
@@ -85,14 +87,53 @@ func (s *inspector) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	answer(w, r, view)
+}
+
+// serveExplain answers who may know of all namespaces: what may reach a pod can
+// be anywhere.
+func (s *inspector) serveExplain(w http.ResponseWriter, r *http.Request) {
+	select {
+	case s.asking <- struct{}{}:
+		defer func() { <-s.asking }()
+	case <-r.Context().Done():
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
+	defer cancel()
+	user, status, err := s.allowed(ctx, r, "")
+	if err != nil {
+		s.log.Warn("question about the mesh refused", slog.String("user", user), slog.String("error", err.Error()))
+		http.Error(w, err.Error(), status)
+		return
+	}
+	q := &ExplainRequest{}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxExplain)).Decode(q); err != nil {
+		http.Error(w, "read the question: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	out, err := s.explain(q)
+	_, theirs := errors.AsType[badQuestion](err)
+	switch {
+	case theirs:
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	default:
+		answer(w, r, out)
+	}
+}
+
+// answer writes v, compressed for who takes that.
+func answer(w http.ResponseWriter, r *http.Request, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-		_ = json.NewEncoder(w).Encode(view) // who asked is gone
+		_ = json.NewEncoder(w).Encode(v) // who asked is gone
 		return
 	}
 	w.Header().Set("Content-Encoding", "gzip")
 	z := gzip.NewWriter(w)
-	_ = json.NewEncoder(z).Encode(view)
+	_ = json.NewEncoder(z).Encode(v)
 	_ = z.Close()
 }
 

@@ -47,9 +47,10 @@ type publisherConfig struct {
 // publisher keeps the store equal to the cluster.
 type publisher struct {
 	cfg      publisherConfig
-	kicked   chan struct{}               // something changed
-	verdicts chan discovery.Verdicts     // the newest ones, for the leader
-	first    atomic.Bool                 // something was published
+	kicked   chan struct{}           // something changed
+	verdicts chan discovery.Verdicts // the newest ones, for the leader
+	first    atomic.Bool             // something was published
+	last     atomic.Pointer[discovery.Cluster]
 	handled  []toolscache.InformerSynced // first lists that have been handled
 	lastGood map[discovery.Key]*unstructured.Unstructured
 	told     discovery.Verdicts // that were logged
@@ -220,6 +221,7 @@ func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
 		p.cfg.Counts.pushes.Inc()
 		p.cfg.Log.Debug("published", slog.Int("workloads", len(resources[wire.TypeWorkload])), slog.Int("services", len(resources[wire.TypeService])), slog.Duration("took", took))
 	}
+	p.last.Store(&c)
 	p.first.Store(true)
 	p.report(verdicts)
 	return took, nil
@@ -247,18 +249,13 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 		}
 	}
 	c.Pods, c.Services, c.EndpointSlices = pointers(pods.Items), pointers(services.Items), pointers(backends.Items)
-	into := map[string]*[]*unstructured.Unstructured{
-		discovery.KindPeerAuthentication:  &c.PeerAuthentications,
-		discovery.KindAuthorizationPolicy: &c.AuthorizationPolicies,
-		discovery.KindDestinationRule:     &c.DestinationRules,
-	}
 	for _, gvk := range policyKinds() {
 		var list unstructured.UnstructuredList
 		list.SetGroupVersionKind(gvk.GroupVersion().WithKind(gvk.Kind + "List"))
 		if err := p.cfg.Cache.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 			return discovery.Cluster{}, fmt.Errorf("list %s: %w", gvk.Kind, err)
 		}
-		*into[gvk.Kind] = pointers(list.Items)
+		*c.PoliciesOf(gvk.Kind) = pointers(list.Items)
 	}
 	return c, nil
 }

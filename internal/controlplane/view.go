@@ -50,6 +50,7 @@ type PodView struct {
 	Mode      string            `json:"mode,omitempty"` // of ports without one of their own
 	PortModes map[uint16]string `json:"port_modes,omitempty"`
 	Ports     []PortView        `json:"ports,omitempty"`
+	Services  []string          `json:"services,omitempty"` // of its namespace, that lead to it
 }
 
 // PortView is a port that a service leads to.
@@ -136,6 +137,10 @@ func (v *viewer) view(ctx context.Context, namespace string, parts []string) (*V
 
 func (v *viewer) pods(namespace string) ([]PodView, error) {
 	var out []PodView
+	services, err := v.services()
+	if err != nil {
+		return nil, err
+	}
 	for _, r := range v.store.Resources(wire.TypeWorkload) {
 		if namespace != "" && !strings.HasPrefix(r.Name, namespace+"/") {
 			continue
@@ -147,6 +152,7 @@ func (v *viewer) pods(namespace string) ([]PodView, error) {
 		p := PodView{
 			Name: w.Name, Namespace: w.Namespace, Workload: w.WorkloadName, Node: w.Node, Addresses: w.Addresses,
 			Identity: w.Identity.String(), Mesh: w.Mesh, Mode: w.Modes.Port(0).String(),
+			Services: services[w.UID],
 		}
 		for port, mode := range w.Modes.Ports {
 			if p.PortModes == nil {
@@ -161,6 +167,23 @@ func (v *viewer) pods(namespace string) ([]PodView, error) {
 			})
 		}
 		out = append(out, p)
+	}
+	return out, nil
+}
+
+// services are the names of those that lead to each pod.
+func (v *viewer) services() (map[string][]string, error) {
+	out := map[string][]string{}
+	for _, r := range v.store.Resources(wire.TypeService) {
+		s, err := wire.ParseService(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range s.Endpoints {
+			if e.Workload != "" && !slices.Contains(out[e.Workload], s.Name) {
+				out[e.Workload] = append(out[e.Workload], s.Name)
+			}
+		}
 	}
 	return out, nil
 }

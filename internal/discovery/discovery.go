@@ -47,6 +47,21 @@ type Cluster struct {
 	BundlePEM     []byte // the roots in force
 }
 
+// PoliciesOf is the list that objects of a kind stand in, nil for a kind that
+// isn't honoured.
+func (c *Cluster) PoliciesOf(kind string) *[]*unstructured.Unstructured {
+	switch kind {
+	case KindPeerAuthentication:
+		return &c.PeerAuthentications
+	case KindAuthorizationPolicy:
+		return &c.AuthorizationPolicies
+	case KindDestinationRule:
+		return &c.DestinationRules
+	default:
+		return nil
+	}
+}
+
 // Resources are encoded resources: type URL, then name, then bytes.
 type Resources map[string]map[string][]byte
 

@@ -42,6 +42,10 @@ func terminal(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
+// InMesh reports whether a pod has a proxy. The label is the only sign, and it
+// must be exactly this (contract 3.20, 3.26).
+func InMesh(pod *corev1.Pod) bool { return pod.Labels[labelTLSMode] == "istio" }
+
 // PodAddresses are a pod's own addresses; those of a host-network pod are its
 // node's and say nothing of the pod.
 func PodAddresses(pod *corev1.Pod) []netip.Addr {
@@ -92,14 +96,13 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 	name := WorkloadName(pod)
 	ports := b.services.ports(pod)
 	return &workload.Workload{
-		UID:       pod.Namespace + "/" + pod.Name,
-		Name:      pod.Name,
-		Namespace: pod.Namespace,
-		Node:      pod.Spec.NodeName,
-		Addresses: addresses,
-		Identity:  id,
-		// The label is the only sign of a sidecar, and it must be exactly this (contract 3.20, 3.26).
-		Mesh:              pod.Labels[labelTLSMode] == "istio",
+		UID:               pod.Namespace + "/" + pod.Name,
+		Name:              pod.Name,
+		Namespace:         pod.Namespace,
+		Node:              pod.Spec.NodeName,
+		Addresses:         addresses,
+		Identity:          id,
+		Mesh:              InMesh(pod),
 		Modes:             capturedModes(b.policies.resolve(pod), pod.Annotations, b.uncaptured),
 		Ports:             ports,
 		Policies:          b.access.keys(pod, ports),
