@@ -43,7 +43,7 @@ func meshPod(ns, name, ip string, inMesh bool) *corev1.Pod {
 // only shop/web may reach the namespace, which is STRICT.
 func testExplainer(each ...func(typeURL, name string) xds.Holding) *explainer {
 	c := &discovery.Cluster{
-		Settings: settings.Default(""), RootNamespace: testNamespace, Revision: revision,
+		Settings: settings.Default(""), RootNamespace: testNamespace,
 		Pods: []*corev1.Pod{meshPod("shop", "web", "10.0.0.1", true), meshPod("shop", "api", "10.0.0.2", true), meshPod("old", "legacy", "10.0.0.3", false)},
 		PeerAuthentications: []*unstructured.Unstructured{
 			specified(discovery.KindPeerAuthentication, testNamespace, "mesh", map[string]any{"mtls": map[string]any{"mode": "PERMISSIVE"}}),
