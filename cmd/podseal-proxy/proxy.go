@@ -47,8 +47,10 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	}
 	debug.SetGCPercent(gcPercent)
 	cfg.Log = slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
-	cfg.OnIdle = func() {
-		debug.FreeOSMemory()
+	cfg.OnIdle = func(collect bool) {
+		if collect {
+			debug.FreeOSMemory()
+		}
 		if err := forgetProgram(); err != nil { // it costs memory, nothing else
 			cfg.Log.Debug("memory that is not needed is kept", slog.String("error", err.Error()))
 		}

@@ -136,3 +136,6 @@ type Delta struct {
 	Forgotten []uint32 // IDs that are no more
 	Complete  bool     // with this one, all of the table has been said
 }
+
+// Empty reports whether nothing has changed.
+func (d *Delta) Empty() bool { return len(d.Edges) == 0 && len(d.Forgotten) == 0 && !d.Complete }

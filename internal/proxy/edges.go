@@ -9,6 +9,7 @@ import (
 
 	reportv1 "podseal.io/podseal/api/report/v1"
 	"podseal.io/podseal/internal/edges"
+	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/workload"
 )
@@ -120,6 +121,13 @@ func edgeSecurity(r *Record, bytes int64) edges.Security {
 	}
 }
 
+// told is a report's part about the certificate in force, which is the same for
+// hours and asked for every second.
+type told struct {
+	of               *identity.Snapshot
+	identity, serial string
+}
+
 // report says how this proxy is, for the control plane.
 func (p *proxy) report() *reportv1.Proxy {
 	open := p.conns.work().open
@@ -128,7 +136,12 @@ func (p *proxy) report() *reportv1.Proxy {
 	}
 	if snap := p.creds.current.Load(); snap != nil {
 		leaf := snap.Credential.Leaf
-		r.Identity, r.Serial = snap.Credential.ID.String(), serial(leaf)
+		t := p.told.Load()
+		if t == nil || t.of != snap {
+			t = &told{snap, snap.Credential.ID.String(), serial(leaf)}
+			p.told.Store(t)
+		}
+		r.Identity, r.Serial = t.identity, t.serial
 		r.NotBefore, r.NotAfter, r.Bundle = leaf.NotBefore.Unix(), leaf.NotAfter.Unix(), snap.Bundle.Hash()
 	}
 	return r

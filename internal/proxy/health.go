@@ -48,13 +48,6 @@ func (p *proxy) serveReady(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// healthHandler serves the port that the kubelet asks.
-func (p *proxy) healthHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz/ready", p.serveReady)
-	return mux
-}
-
 // statsHandler serves the port that scrapers of Envoy know.
 func (p *proxy) statsHandler() http.Handler {
 	mux := http.NewServeMux()

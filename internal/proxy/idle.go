@@ -9,6 +9,11 @@ import (
 // application that calls every few seconds is left alone.
 const idleAfter = 30 * time.Second
 
+// collectAgain is after how many of those times an idle proxy collects its garbage:
+// sooner than the runtime would by itself (2 minutes), since what a collection
+// brings into memory is then given back at once.
+const collectAgain = 3
+
 // work is what a proxy has to do; when it stays the same, nothing is done.
 type work struct {
 	open  int    // connections
@@ -16,13 +21,15 @@ type work struct {
 	moved int64  // bytes, on those that are open
 }
 
-// tellIdle calls OnIdle at once, and then each time that no connection came or
-// ended and no byte moved for idleAfter, up to twice that, if anything has since
-// the last call. Connections may be open: what their beginning took in memory is
-// not needed while they wait.
+// tellIdle calls OnIdle at once, and then every idleAfter for as long as no
+// connection comes or ends and no byte moves. Connections may be open: what their
+// beginning took in memory is not needed while they wait. It is called again and
+// again because what an idle proxy does (probes, reports, news of the control
+// plane) brings memory back.
 func (p *proxy) tellIdle(ctx context.Context) {
-	p.cfg.OnIdle()
-	var told, seen work
+	p.cfg.OnIdle(true)
+	var collected, seen work
+	since := 0 // times told since garbage was collected
 	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
 	for {
@@ -32,9 +39,13 @@ func (p *proxy) tellIdle(ctx context.Context) {
 			return
 		}
 		now := p.conns.work()
-		if now == seen && now != told {
-			p.cfg.OnIdle()
-			told = now
+		if now == seen {
+			since++
+			collect := now != collected || since >= collectAgain
+			p.cfg.OnIdle(collect)
+			if collect {
+				collected, since = now, 0
+			}
 		}
 		seen = now
 	}

@@ -8,46 +8,52 @@ import (
 	"time"
 )
 
-// TestTellIdle: memory is given back when the proxy has become ready and after
-// each time of work, not while connections come or carry anything, and not twice.
+// TestTellIdle: memory is given back when the proxy has become ready and for as
+// long as nothing is carried, not while connections come or carry anything; garbage
+// is collected after each time of work, and seldom after that.
 func TestTellIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var calls atomic.Int32
-		p := &proxy{conns: newConns(10), cfg: Config{OnIdle: func() { calls.Add(1) }}}
+		var calls, collections atomic.Int32
+		p := &proxy{conns: newConns(10), cfg: Config{OnIdle: func(collect bool) {
+			calls.Add(1)
+			if collect {
+				collections.Add(1)
+			}
+		}}}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { p.tellIdle(ctx); close(done) }()
 		defer func() { cancel(); <-done }()
-		after := func(d time.Duration, want int32, what string) {
+		after := func(d time.Duration, wantCalls, wantCollections int32, what string) {
 			t.Helper()
 			<-time.After(d)
 			synctest.Wait()
-			if calls := calls.Load(); calls != want {
-				t.Errorf("%s: called %d times, want %d", what, calls, want)
+			if calls, collections := calls.Swap(0), collections.Swap(0); calls != wantCalls || collections != wantCollections {
+				t.Errorf("%s: called %d times, %d times to collect, want %d and %d", what, calls, collections, wantCalls, wantCollections)
 			}
 		}
-		after(time.Second, 1, "ready")
-		after(time.Hour, 1, "no connection yet")
+		after(time.Second, 1, 1, "ready")
+		after(12*idleAfter, 12, 12/collectAgain, "no connection yet")
 		c := &conn{}
 		p.conns.add(c)
 		for range 100 {
 			c.sent.Add(1)
-			after(idleAfter/2, 1, "it carries something")
+			after(idleAfter/2, 0, 0, "it carries something")
 			c.received.Add(1)
-			after(idleAfter/2, 1, "it carries something")
+			after(idleAfter/2, 0, 0, "it carries something")
 		}
-		after(2*idleAfter, 2, "it is open, and quiet")
-		after(time.Hour, 2, "still quiet")
+		after(2*idleAfter, 2, 1, "it is open, and quiet")
+		after(12*idleAfter, 12, 12/collectAgain, "still quiet")
 		c.sent.Add(1)
-		after(2*idleAfter, 3, "it has carried something since")
+		after(2*idleAfter, 1, 1, "it has carried something since")
 		p.conns.remove(c)
-		after(2*idleAfter, 4, "it has ended")
-		after(time.Hour, 4, "nothing since")
+		after(2*idleAfter, 1, 1, "it has ended")
+		after(12*idleAfter, 12, 12/collectAgain, "nothing since")
 		for range 100 {
 			p.conns.add(c)
 			p.conns.remove(c)
-			after(idleAfter/2, 4, "connections come and go")
+			after(idleAfter/2, 0, 0, "connections come and go")
 		}
-		after(2*idleAfter, 5, "they have ended")
+		after(2*idleAfter, 2, 1, "they have ended")
 	})
 }

@@ -248,8 +248,12 @@ func TestReadiness(t *testing.T) {
 	}
 	ask := func() (int, string) {
 		w := httptest.NewRecorder()
-		p.healthHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
-		return w.Code, w.Body.String()
+		p.metricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
+		why := w.Body.String()
+		if code, body := askReady(t, p.notReady, "GET /healthz/ready HTTP/1.1\r\nHost: x\r\n\r\n"); code != w.Code || body != why {
+			t.Errorf("the kubelet's port says %d %q, the agent's %d %q", code, body, w.Code, why)
+		}
+		return w.Code, why
 	}
 	if code, body := ask(); code != 503 || !strings.Contains(body, "control plane") || !strings.Contains(body, "certificate") {
 		t.Errorf("%d %s", code, body)

@@ -100,10 +100,10 @@ type Config struct {
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
 	// Random returns a number from 0 to below n; it must be safe for concurrent use.
 	Random func(n int) int
-	// OnIdle is called when the proxy has become ready, and again each time that
-	// it has carried nothing for a while after it had carried something,
-	// connections or not; nil is nothing.
-	OnIdle func()
+	// OnIdle is called when the proxy has become ready, and then every half a
+	// minute in which it carries nothing, connections or not; nil is nothing.
+	// collect says that there may be garbage worth collecting.
+	OnIdle func(collect bool)
 	// Now is the time that certificates are checked against. nil is time.Now.
 	Now func() time.Time
 }
@@ -140,6 +140,7 @@ type proxy struct {
 	metrics     *metrics.Set
 	records     ring
 	edges       *edges.Table
+	told        atomic.Pointer[told]
 	started     time.Time
 	probers     probers
 	scrapes     chan struct{}              // one element for each scrape of the application that is under way

@@ -26,9 +26,11 @@ type sockets struct {
 	servers           []server
 }
 
+// server serves one of the ports that aren't captured: serve until close.
 type server struct {
 	listener net.Listener
-	http     *http.Server
+	serve    func(net.Listener) error
+	close    func() error
 }
 
 // bind opens every socket or none.
@@ -45,10 +47,11 @@ func (p *proxy) bind(ctx context.Context) (err error) {
 	if p.sockets.inbound, err = bindCapture(ctx, l.Inbound); err != nil {
 		return err
 	}
+	ready := &readiness{notReady: p.notReady}
 	for _, s := range []struct {
 		addr    string
-		handler http.Handler
-	}{{l.Health, p.healthHandler()}, {l.Metrics, p.metricsHandler()}, {l.Stats, p.statsHandler()}, {l.Admin, p.adminHandler()}} {
+		handler http.Handler // nil for readiness
+	}{{l.Health, nil}, {l.Metrics, p.metricsHandler()}, {l.Stats, p.statsHandler()}, {l.Admin, p.adminHandler()}} {
 		if s.addr == "" {
 			continue
 		}
@@ -56,7 +59,12 @@ func (p *proxy) bind(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		p.sockets.servers = append(p.sockets.servers, server{listener, httpServer(s.handler, p.log)})
+		serving := server{listener, ready.serve, ready.close}
+		if s.handler != nil {
+			h := httpServer(s.handler, p.log)
+			serving = server{listener, h.Serve, h.Close}
+		}
+		p.sockets.servers = append(p.sockets.servers, serving)
 	}
 	return nil
 }
@@ -171,14 +179,15 @@ func (s *sockets) serveHTTP(ctx context.Context, log *slog.Logger) {
 	var all sync.WaitGroup
 	for _, x := range s.servers {
 		all.Go(func() {
-			if err := x.http.Serve(x.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			if err := x.serve(x.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				log.Error("server failed", slog.String("addr", x.listener.Addr().String()), slog.String("error", err.Error()))
 			}
 		})
 	}
 	<-ctx.Done()
 	for _, x := range s.servers {
-		_ = x.http.Close() // nothing here is worth waiting for
+		_ = x.listener.Close() // the server may do so as well
+		_ = x.close()          // nothing here is worth waiting for
 	}
 	all.Wait()
 }

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	reportv1 "podseal.io/podseal/api/report/v1"
 	"podseal.io/podseal/internal/edges"
@@ -305,5 +306,36 @@ func TestOldControlPlane(t *testing.T) {
 	case <-calls:
 		t.Error("it came again at once")
 	case <-time.After(500 * time.Millisecond):
+	}
+}
+
+// Each field of what a proxy says of itself is told when it changes.
+func TestSame(t *testing.T) {
+	fields := (&reportv1.Proxy{}).ProtoReflect().Descriptor().Fields()
+	whole := func() *reportv1.Proxy {
+		p := &reportv1.Proxy{}
+		for i := range fields.Len() {
+			fd, v := fields.Get(i), protoreflect.ValueOfString("x")
+			switch fd.Kind() {
+			case protoreflect.Int64Kind:
+				v = protoreflect.ValueOfInt64(1)
+			case protoreflect.Uint32Kind:
+				v = protoreflect.ValueOfUint32(1)
+			case protoreflect.BoolKind:
+				v = protoreflect.ValueOfBool(true)
+			}
+			p.ProtoReflect().Set(fd, v)
+		}
+		return p
+	}
+	if !same(whole(), whole()) || same(whole(), nil) {
+		t.Error("two that are the same, or nothing and something")
+	}
+	for i := range fields.Len() {
+		other := whole()
+		other.ProtoReflect().Clear(fields.Get(i))
+		if same(whole(), other) {
+			t.Errorf("a change of %s is not told", fields.Get(i).Name())
+		}
 	}
 }
