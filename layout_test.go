@@ -46,7 +46,7 @@ var mayImport = map[string]string{
 	"api/report/v1":          "",
 	"deploy/podseal":         "",
 	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/controlplane internal/explain internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
-	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/version",
+	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/proof internal/version",
 }
 
 // onlyIn says where an outside package (by prefix) may be imported.

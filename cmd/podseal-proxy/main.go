@@ -20,6 +20,7 @@ Commands:
   capture  redirect the pod's TCP into the proxy, and verify it (init container)
   wait     wait until the proxy is ready (postStart)
   drain    tell the proxy that the pod is ending (preStop)
+  observe  see what is on the wire of this pod, and what the proxy says of it
   version  print the version
 
 "podseal-proxy COMMAND -h" says more.
@@ -49,6 +50,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return runWait(ctx, rest, stderr)
 	case "drain":
 		return runDrain(ctx, rest, stderr)
+	case "observe":
+		return runObserve(ctx, rest, os.Stdin, stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, version.Version)
 		return 0

@@ -81,7 +81,7 @@ func (k *kube) look(ctx context.Context, notes io.Writer) (*looker, error) {
 		if pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil {
 			continue
 		}
-		port, err := l.forward(ctx, cfg, pod.Name)
+		port, err := l.forward(ctx, cfg, pod.Namespace, pod.Name, controlplane.InspectPort)
 		if err != nil {
 			failed = append(failed, lookError("reach "+pod.Name, err))
 			continue
@@ -111,8 +111,8 @@ func (l *looker) note(text string) {
 	}
 }
 
-// forward opens a port on loopback that leads to the replica's own loopback.
-func (l *looker) forward(ctx context.Context, cfg *rest.Config, pod string) (uint16, error) {
+// forward opens a port on loopback that leads to a port on the pod's own loopback.
+func (l *looker) forward(ctx context.Context, cfg *rest.Config, namespace, pod, port string) (uint16, error) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.Timeout = 0
 	cfg.APIPath, cfg.GroupVersion, cfg.NegotiatedSerializer = "/api", &schema.GroupVersion{Version: "v1"}, scheme.Codecs.WithoutConversion()
@@ -120,7 +120,7 @@ func (l *looker) forward(ctx context.Context, cfg *rest.Config, pod string) (uin
 	if err != nil {
 		return 0, err
 	}
-	target := api.Post().Resource("pods").Namespace(settings.Namespace).Name(pod).SubResource("portforward").URL()
+	target := api.Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("portforward").URL()
 	transport, upgrader, err := spdy.RoundTripperFor(cfg)
 	if err != nil {
 		return 0, err
@@ -133,7 +133,7 @@ func (l *looker) forward(ctx context.Context, cfg *rest.Config, pod string) (uin
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	ready := make(chan struct{})
-	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{"0:" + controlplane.InspectPort}, l.closed, ready, io.Discard, io.Discard)
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{"0:" + port}, l.closed, ready, io.Discard, io.Discard)
 	if err != nil {
 		return 0, err
 	}

@@ -115,6 +115,7 @@ func newRoot(s streams) *cobra.Command {
   podseal check          is it well?
   podseal edges          who talks to whom, and is it encrypted?
   podseal status         how is each proxy?
+  podseal verify TARGET  is that what is on the wire?
   podseal can A B        may A talk to B, and over what?
   podseal inject -f F    add the proxy to manifests where no webhook does
   podseal uninstall      remove it`,
@@ -140,6 +141,8 @@ func newRoot(s streams) *cobra.Command {
 		newCanCommand(s, k),
 		newInjectCommand(s, k),
 		newAuthzCommand(s, k),
+		newTapCommand(s, k),
+		newVerifyCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

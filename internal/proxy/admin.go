@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -34,11 +35,11 @@ type Status struct {
 func (p *proxy) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/records      the last finished connections\n/edges        who talks to this pod and to whom it talks\n/ready        200 when ready\n")
+		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/records      the last finished connections; ?follow: each one as it ends\n/edges        who talks to this pod and to whom it talks\n/ready        200 when ready\n")
 	})
 	mux.HandleFunc("GET /ready", p.serveReady)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.status()) })
-	mux.HandleFunc("GET /records", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.records.last()) })
+	mux.HandleFunc("GET /records", p.serveRecords)
 	mux.HandleFunc("GET /edges", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.graph()) })
 	mux.HandleFunc("GET /connections", func(w http.ResponseWriter, _ *http.Request) {
 		now := time.Now()
@@ -78,6 +79,44 @@ func (p *proxy) status() Status {
 		s.Control = &status
 	}
 	return s
+}
+
+// Followed is a line of GET /records?follow: a record, or how many were left out
+// since the last line because the reader was too slow.
+type Followed struct {
+	*Record
+	Missed uint64 `json:"missed,omitempty"`
+}
+
+// serveRecords answers with the last records or, when the query has follow, with
+// each one as it ends, a line of JSON each.
+func (p *proxy) serveRecords(w http.ResponseWriter, r *http.Request) {
+	if !r.URL.Query().Has("follow") {
+		p.writeJSON(w, p.records.last())
+		return
+	}
+	f := p.records.follow()
+	if f == nil {
+		http.Error(w, "too many follow the records", http.StatusTooManyRequests)
+		return
+	}
+	defer p.records.unfollow(f)
+	w.Header().Set("Content-Type", "application/jsonl")
+	rc, out := http.NewResponseController(w), json.NewEncoder(w)
+	// the limits of the server are for short answers; here each line has its own
+	if errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Now().Add(answerTimeout)), rc.Flush()) != nil {
+		return
+	}
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case rec := <-f.records:
+			if errors.Join(rc.SetWriteDeadline(time.Now().Add(answerTimeout)), out.Encode(Followed{&rec, f.missed.Swap(0)}), rc.Flush()) != nil {
+				return
+			}
+		}
+	}
 }
 
 func (p *proxy) writeJSON(w http.ResponseWriter, v any) {

@@ -69,7 +69,7 @@ func TestPairTalksMutualTLS(t *testing.T) {
 						Start: r.Start, Direction: side, Source: r.Source, Destination: r.Destination, Endpoint: p.app,
 						SourceWorkload: "shop/client", SourceIdentity: "cluster.local/ns/shop/sa/client",
 						DestinationWorkload: "shop/web", DestinationIdentity: "cluster.local/ns/shop/sa/web",
-						Service: "web.shop.svc.cluster.local:80", Protocol: "tcp", Security: "mutual_tls",
+						Service: "web.shop.svc.cluster.local:80", Protocol: "tcp", Security: "mutual_tls", Local: r.Local,
 						TLSVersion: "TLS 1.3", TLSGroup: "X25519MLKEM768", TLSCipher: r.TLSCipher, ALPN: r.ALPN, SNI: "outbound_.80_._.web.shop.svc.cluster.local",
 						SourceSerial: p.clientSide.report().GetSerial(), DestinationSerial: p.inside.report().GetSerial(),
 						BytesSent: 6, BytesReceived: 6, DurationMS: r.DurationMS,

@@ -69,6 +69,7 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	if to = p.settle(c, dst, to); to.verdict == refused {
 		return // the reason is noted
 	}
+	c.note(func(r *Record) { r.Local = addrPort(server.LocalAddr()) })
 	if err := c.attach(server); err != nil {
 		return
 	}

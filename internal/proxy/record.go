@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"podseal.io/podseal/internal/policy"
@@ -39,6 +40,7 @@ type Record struct {
 	Source      netip.AddrPort `json:"src_addr"`
 	Destination netip.AddrPort `json:"dst_addr,omitzero"` // as the client dialled it
 	Endpoint    netip.AddrPort `json:"endpoint,omitzero"` // as this proxy dialled it
+	Local       netip.AddrPort `json:"local,omitzero"`    // this proxy's end of an outbound connection on the network
 
 	SourceWorkload      string `json:"src_workload,omitempty"` // "<namespace>/<pod>"
 	SourceIdentity      string `json:"src_identity,omitempty"` // proved, not guessed
@@ -134,16 +136,37 @@ func brief(s string, n int) string {
 	return strings.ToValidUTF8(strings.Clone(s[:n]), "")
 }
 
-// ring keeps the last records.
+// Bounds of those who follow the records.
+const (
+	maxFollowers = 16
+	followBuffer = 1024 // records that a follower may be behind
+)
+
+// ring keeps the last records, and hands new ones to those who follow.
 type ring struct {
-	mu   sync.Mutex
-	kept []Record
-	next int
+	mu        sync.Mutex
+	kept      []Record
+	next      int
+	followers map[*follower]struct{}
+}
+
+// follower is somebody who wants every record from now on. Who is too slow misses
+// some, and is told how many.
+type follower struct {
+	records chan Record
+	missed  atomic.Uint64
 }
 
 func (g *ring) add(r Record) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for f := range g.followers {
+		select {
+		case f.records <- r:
+		default:
+			f.missed.Add(1)
+		}
+	}
 	if len(g.kept) < keptRecords {
 		g.kept = append(g.kept, r)
 		return
@@ -157,4 +180,25 @@ func (g *ring) last() []Record {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Concat(g.kept[g.next:], g.kept[:g.next])
+}
+
+// follow adds a follower; it returns nil when there are too many.
+func (g *ring) follow() *follower {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.followers) >= maxFollowers {
+		return nil
+	}
+	if g.followers == nil {
+		g.followers = map[*follower]struct{}{}
+	}
+	f := &follower{records: make(chan Record, followBuffer)}
+	g.followers[f] = struct{}{}
+	return f
+}
+
+func (g *ring) unfollow(f *follower) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.followers, f)
 }

@@ -67,6 +67,7 @@ func TestE2E(t *testing.T) {
 		{"port-level and workload-level modes", testPortModes},
 		{"a change of policy is in force within a second", testPolicyLatency},
 		{"edges: who talks to whom, and how", testEdges},
+		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
 		{"uninstall leaves nothing", testUninstall},
