@@ -44,6 +44,7 @@ test-unit: ## packages, with the race detector
 	$(GOTEST) -race $$(go list ./... | grep -v /test/)
 
 test-netns: setup ## the data plane between network namespaces, and the bench in small (root)
+	@./hack/setup protocols
 	$(GOTEST) -count=1 ./test/netns/... ./test/bench/...
 
 test-hack: setup ## the local cluster and the image builder (root)

@@ -186,6 +186,9 @@ func buildMesh(c Cluster) *workload.Mesh {
 			m.TrustDomains = append(m.TrustDomains, alias)
 		}
 	}
+	if m.IdleTimeout == 0 {
+		m.IdleTimeout = forever // 0s is written for never
+	}
 	if c.Settings.RegistryOnly {
 		m.Outbound = workload.RegistryOnly
 	}

@@ -31,6 +31,10 @@ func TestMesh(t *testing.T) {
 	if got.Outbound != workload.RegistryOnly || !got.HTTP10 || got.IdleTimeout != 5*time.Minute || got.ClusterDomain != "cluster.local" {
 		t.Errorf("mesh %+v", got)
 	}
+	s.IdleTimeout = 0 // as "0s" in ModuleConfig
+	if got := build(t, Cluster{Settings: s}).mesh; got.IdleTimeout != forever {
+		t.Errorf("never is %s", got.IdleTimeout)
+	}
 }
 
 func TestWorkload(t *testing.T) {
