@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"runtime/debug"
 	"strconv"
@@ -23,9 +24,12 @@ import (
 
 // Where an injected pod has what the proxy reads (contract 4.18, 4.30).
 const (
-	defaultCA        = "istiod.d8-istio.svc:15012"
-	defaultRootFile  = "/var/run/secrets/istio/root-cert.pem"
-	defaultTokenFile = "/var/run/secrets/tokens/istio-token" //nolint:gosec // a path, not a secret
+	defaultCA       = "istiod.d8-istio.svc:15012"
+	defaultRootFile = "/var/run/secrets/istio/root-cert.pem"
+	// where Kubernetes mounts the pod's own account
+	defaultAPIRoot   = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+	defaultAPIToken  = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path, not a secret
+	defaultTokenFile = "/var/run/secrets/tokens/istio-token"                 //nolint:gosec // a path, not a secret
 	defaultStateFile = "/var/lib/istio/data/world"
 )
 
@@ -167,6 +171,9 @@ func (e *environment) pod(cfg *proxy.Config) {
 	cfg.Pod, cfg.Namespace = e.get("POD_NAME"), e.get("POD_NAMESPACE")
 	if cfg.Pod == "" || cfg.Namespace == "" {
 		e.fault(errors.New("POD_NAME and POD_NAMESPACE must say which pod this is; the injector sets them"))
+	}
+	if host := e.get("KUBERNETES_SERVICE_HOST"); host != "" {
+		cfg.API = proxy.API{Address: net.JoinHostPort(host, cmp.Or(e.get("KUBERNETES_SERVICE_PORT"), "443")), RootFile: defaultAPIRoot, TokenFile: defaultAPIToken}
 	}
 	cfg.Cluster = cmp.Or(e.get("ISTIO_META_CLUSTER_ID"), "Kubernetes")
 	for text := range strings.SplitSeq(cmp.Or(e.get("INSTANCE_IPS"), e.get("INSTANCE_IP")), ",") {

@@ -135,7 +135,7 @@ func (r *reader) tls(of map[string]any, at string, rule *workload.DestinationRul
 	t.PrivateKey = r.file(s, "privateKey", at+".privateKey")
 	t.CACertificates = r.file(s, "caCertificates", at+".caCertificates")
 	t.SkipVerify = r.flag(s, "insecureSkipVerify", at+".insecureSkipVerify")
-	r.combination(s, at, t)
+	r.combination(s, at, t, rule.Selective)
 	r.tlsWarnings(s, at, t, rule)
 	return t
 }
@@ -156,7 +156,7 @@ func (r *reader) tlsMode(s map[string]any, at string) workload.TLSMode {
 }
 
 // combination is contract 3.38: which fields go together.
-func (r *reader) combination(s map[string]any, at string, t *workload.ClientTLS) {
+func (r *reader) combination(s map[string]any, at string, t *workload.ClientTLS, selective bool) {
 	credential, _ := r.text(s, "credentialName", at+".credentialName")
 	files := t.ClientCertificate != "" || t.PrivateKey != "" || t.CACertificates != ""
 	switch {
@@ -164,9 +164,7 @@ func (r *reader) combination(s map[string]any, at string, t *workload.ClientTLS)
 	case credential != "" && files:
 		r.fault(at+".credentialName", "name either a Secret or files", "stands beside clientCertificate, privateKey or caCertificates")
 	case credential != "":
-		// Without a workloadSelector Istio would then send plaintext (contract 3.37).
-		t.Unusable = "credentialName is not honoured"
-		r.warn(at+".credentialName", "not honoured in this version: connections are refused, and never sent in plaintext; name files in clientCertificate, privateKey and caCertificates instead")
+		r.credential(credential, at+".credentialName", t, selective)
 	case t.Mode == workload.TLSMutual:
 		for _, f := range [...]struct{ name, value string }{{"clientCertificate", t.ClientCertificate}, {"privateKey", t.PrivateKey}} {
 			if f.value == "" {
@@ -176,6 +174,26 @@ func (r *reader) combination(s map[string]any, at string, t *workload.ClientTLS)
 	}
 	if t.SkipVerify && (t.CACertificates != "" || len(t.SubjectAltNames) > 0) {
 		r.fault(at+".insecureSkipVerify", "leave it out to verify the server", "stands beside caCertificates or subjectAltNames, which it makes void")
+	}
+}
+
+// credential reads the name of a Secret, which is of the rule's namespace. Only
+// a rule with a selector says which pods are to have it; without one Istio would
+// send plaintext (contract 3.37).
+func (r *reader) credential(name, at string, t *workload.ClientTLS, selective bool) {
+	switch {
+	case strings.Contains(name, "://"):
+		t.Unusable = "credentialName names something other than a Secret"
+		r.warn(at, "%q is not honoured: connections are refused, and never sent in plaintext; name a Secret of this namespace", name)
+	case len(validation.IsDNS1123Subdomain(name)) > 0:
+		t.Unusable = "credentialName is not the name of a Secret"
+		r.fault(at, "write the name of a Secret of this namespace", "%q can't be one", name)
+	case !selective:
+		t.Unusable = "credentialName needs a workloadSelector"
+		r.warn(at, "is for the pods that spec.workloadSelector selects, and there is none: connections are refused, and never sent in plaintext")
+	default:
+		t.Credential = name
+		r.warn(at, "each selected pod reads Secret %s with its own service account, which must be allowed to get or list it; otherwise its connections are refused", name)
 	}
 }
 
@@ -203,7 +221,7 @@ func (r *reader) tlsWarnings(s map[string]any, at string, t *workload.ClientTLS,
 	default:
 		if t.SkipVerify {
 			r.warn(at+".insecureSkipVerify", "whoever answers at the address is trusted")
-		} else if t.CACertificates == "" && t.Unusable == "" {
+		} else if t.CACertificates == "" && t.Unusable == "" && t.Credential == "" {
 			r.warn(at+".caCertificates", "is missing, and the proxy's image has no system roots: connections are refused until a file is named")
 		}
 		if t.Mode == workload.TLSSimple {

@@ -34,35 +34,39 @@ func paths[T any](all []T, path func(T) string) []string {
 func TestValidateDestinationRule(t *testing.T) {
 	const tls = "host: web\ntrafficPolicy: {tls: "
 	const at = "spec.trafficPolicy.tls"
+	const selector = "workloadSelector: {matchLabels: {a: b}}\n"
 	const lb = "host: web\ntrafficPolicy: {loadBalancer: "
 	const outlier, outlierAt = "host: web\ntrafficPolicy: {outlierDetection: ", "spec.trafficPolicy.outlierDetection"
 	for name, tc := range map[string]struct {
 		spec             string
 		faults, warnings []string
 	}{
-		"plain":                             {"host: web\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}}", nil, nil},
-		"contract 3.30: no mode":            {tls + "{}}", nil, []string{at, at}},
-		"DISABLE is said":                   {tls + "{mode: DISABLE}}", nil, []string{at}},
-		"contract 3.31: no tls":             {"host: web\ntrafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}", nil, nil},
-		"unknown mode":                      {tls + "{mode: MTLS}}", []string{at + ".mode"}, []string{at}},
-		"contract 3.33: certificates of it": {tls + "{mode: ISTIO_MUTUAL, caCertificates: /a, subjectAltNames: [x]}}", nil, []string{at + ".caCertificates", at + ".subjectAltNames[0]"}},
-		"contract 3.38: MUTUAL needs files": {tls + "{mode: MUTUAL, caCertificates: /a}}", []string{at + ".clientCertificate", at + ".privateKey"}, nil},
-		"contract 3.38: Secret and files":   {tls + "{mode: MUTUAL, credentialName: a, clientCertificate: /a}}", []string{at + ".credentialName"}, []string{at + ".caCertificates"}},
-		"contract 3.38: verify and not":     {tls + "{mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [a]}}", []string{at + ".insecureSkipVerify"}, []string{at + ".insecureSkipVerify"}},
-		"contract 3.37: a Secret":           {tls + "{mode: SIMPLE, credentialName: a}}", nil, []string{at + ".credentialName"}},
-		"no roots":                          {tls + "{mode: SIMPLE}}", nil, []string{at + ".caCertificates"}},
-		"relative path":                     {tls + "{mode: SIMPLE, caCertificates: a/../b}}", []string{at + ".caCertificates"}, nil},
-		"revocation list":                   {tls + "{mode: SIMPLE, caCertificates: /a, caCrl: /b}}", nil, []string{at + ".caCrl"}},
-		"no host":                           {"trafficPolicy: {}", []string{"spec.host"}, nil},
-		"address":                           {"host: 10.0.0.1", []string{"spec.host"}, nil},
-		"star inside":                       {"host: a.*.b", []string{"spec.host"}, nil},
-		"outside":                           {"host: api.example.com", nil, []string{"spec.host"}},
-		"contract 3.46: half a name":        {"host: web.shop", nil, []string{"spec.host"}},
-		"wildcard":                          {`host: "*.local"`, nil, nil},
-		"subsets":                           {"host: web\nsubsets: [{name: v1, labels: {version: v1}}, {}]", []string{"spec.subsets[1].name"}, []string{"spec.subsets[0]", "spec.subsets[1]"}},
-		"fault in a subset":                 {"host: web\nsubsets: [{name: v1, trafficPolicy: {tls: {mode: X}}}]", []string{"spec.subsets[0].trafficPolicy.tls.mode"}, []string{"spec.subsets[0]"}},
-		"contract 3.45: entry without tls":  {"host: web\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 80}}]}", nil, []string{"spec.trafficPolicy.portLevelSettings[0]"}},
-		"ports":                             {"host: web\ntrafficPolicy: {portLevelSettings: [{port: {number: 0}}, {}, {port: {number: 65536}}, {port: {number: 80}}, {port: {number: 80}}]}", []string{"spec.trafficPolicy.portLevelSettings[0].port.number", "spec.trafficPolicy.portLevelSettings[1].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number"}, []string{"spec.trafficPolicy.portLevelSettings[4]"}},
+		"plain":                              {"host: web\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}}", nil, nil},
+		"contract 3.30: no mode":             {tls + "{}}", nil, []string{at, at}},
+		"DISABLE is said":                    {tls + "{mode: DISABLE}}", nil, []string{at}},
+		"contract 3.31: no tls":              {"host: web\ntrafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}", nil, nil},
+		"unknown mode":                       {tls + "{mode: MTLS}}", []string{at + ".mode"}, []string{at}},
+		"contract 3.33: certificates of it":  {tls + "{mode: ISTIO_MUTUAL, caCertificates: /a, subjectAltNames: [x]}}", nil, []string{at + ".caCertificates", at + ".subjectAltNames[0]"}},
+		"contract 3.38: MUTUAL needs files":  {tls + "{mode: MUTUAL, caCertificates: /a}}", []string{at + ".clientCertificate", at + ".privateKey"}, nil},
+		"contract 3.38: Secret and files":    {tls + "{mode: MUTUAL, credentialName: a, clientCertificate: /a}}", []string{at + ".credentialName"}, []string{at + ".caCertificates"}},
+		"contract 3.38: verify and not":      {tls + "{mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [a]}}", []string{at + ".insecureSkipVerify"}, []string{at + ".insecureSkipVerify"}},
+		"contract 3.37: a Secret for nobody": {tls + "{mode: SIMPLE, credentialName: a}}", nil, []string{at + ".credentialName"}},
+		"a Secret for some":                  {selector + tls + "{mode: MUTUAL, credentialName: a}}", nil, []string{at + ".credentialName"}},
+		"no Secret":                          {selector + tls + "{mode: MUTUAL, credentialName: a/b}}", []string{at + ".credentialName"}, nil},
+		"a ConfigMap":                        {selector + tls + "{mode: SIMPLE, credentialName: 'configmap://a'}}", nil, []string{at + ".credentialName"}},
+		"no roots":                           {tls + "{mode: SIMPLE}}", nil, []string{at + ".caCertificates"}},
+		"relative path":                      {tls + "{mode: SIMPLE, caCertificates: a/../b}}", []string{at + ".caCertificates"}, nil},
+		"revocation list":                    {tls + "{mode: SIMPLE, caCertificates: /a, caCrl: /b}}", nil, []string{at + ".caCrl"}},
+		"no host":                            {"trafficPolicy: {}", []string{"spec.host"}, nil},
+		"address":                            {"host: 10.0.0.1", []string{"spec.host"}, nil},
+		"star inside":                        {"host: a.*.b", []string{"spec.host"}, nil},
+		"outside":                            {"host: api.example.com", nil, []string{"spec.host"}},
+		"contract 3.46: half a name":         {"host: web.shop", nil, []string{"spec.host"}},
+		"wildcard":                           {`host: "*.local"`, nil, nil},
+		"subsets":                            {"host: web\nsubsets: [{name: v1, labels: {version: v1}}, {}]", []string{"spec.subsets[1].name"}, []string{"spec.subsets[0]", "spec.subsets[1]"}},
+		"fault in a subset":                  {"host: web\nsubsets: [{name: v1, trafficPolicy: {tls: {mode: X}}}]", []string{"spec.subsets[0].trafficPolicy.tls.mode"}, []string{"spec.subsets[0]"}},
+		"contract 3.45: entry without tls":   {"host: web\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 80}}]}", nil, []string{"spec.trafficPolicy.portLevelSettings[0]"}},
+		"ports":                              {"host: web\ntrafficPolicy: {portLevelSettings: [{port: {number: 0}}, {}, {port: {number: 65536}}, {port: {number: 80}}, {port: {number: 80}}]}", []string{"spec.trafficPolicy.portLevelSettings[0].port.number", "spec.trafficPolicy.portLevelSettings[1].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number"}, []string{"spec.trafficPolicy.portLevelSettings[4]"}},
 		"all that has no effect": {
 			"host: web\ntrafficPolicy: {tunnel: {}, proxyProtocol: {}, retryBudget: {}, loadBalancer: {localityLbSetting: {}, zoneAwareLbSetting: {}, warmupDurationSecs: 1s, warmup: {}}, connectionPool: {http: {maxRetries: 1, idleTimeout: 1s}}}",
 			nil,
@@ -117,6 +121,7 @@ func TestDestinationRules(t *testing.T) {
 			rule(t, root, "wide", 1, `host: "*.local"`),
 			rule(t, "shop", "bad", 1, "trafficPolicy: {}"),
 			rule(t, "shop", "secret", 1, "host: web\nexportTo: [.]\ntrafficPolicy: {tls: {mode: SIMPLE, credentialName: c}}"),
+			rule(t, "shop", "secret-of-some", 1, "host: web\nworkloadSelector: {matchLabels: {app: b}}\ntrafficPolicy: {tls: {mode: MUTUAL, credentialName: c}}"),
 		},
 	}
 	other := rule(t, "shop", "theirs", 1, "host: web")
@@ -143,8 +148,11 @@ func TestDestinationRules(t *testing.T) {
 	if diff := cmp.Diff(want, got["shop/full"]); diff != "" {
 		t.Error(diff)
 	}
-	if r := got["shop/secret"]; r == nil || r.Policy.TLS.Unusable == "" {
-		t.Errorf("a Secret that can't be read: %+v", r)
+	if r := got["shop/secret"]; r == nil || r.Policy.TLS.Unusable == "" || r.Policy.TLS.Credential != "" {
+		t.Errorf("a Secret for nobody: %+v", r)
+	}
+	if r := got["shop/secret-of-some"]; r == nil || r.Policy.TLS.Unusable != "" || r.Policy.TLS.Credential != "c" {
+		t.Errorf("a Secret for some: %+v", r)
 	}
 	b := build(t, c)
 	if b.mesh.RootNamespace != root || !cmp.Equal(b.workloads["shop/a"].Rules, []string{"shop/full"}) || b.workloads["bank/a"].Rules != nil {

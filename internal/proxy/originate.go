@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -26,12 +27,13 @@ var errTLSSettings = errors.New("the TLS settings of the DestinationRule can't b
 // originate makes the TLS that a DestinationRule describes, SIMPLE or MUTUAL
 // (contract 3.35, 3.36). Whatever fails, nothing is sent without it. Files are
 // read for each connection, so that new ones hold at once.
-func (p *proxy) originate(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn, error) {
-	cfg, err := originateConfig(to.conduct.TLS, to.sni, p.cfg.Now)
+func (p *proxy) originate(ctx context.Context, c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn, error) {
+	t := to.conduct.TLS
+	m, err := p.material(ctx, t)
 	if err != nil {
-		return nil, fmt.Errorf("DestinationRule %s: %w", to.conduct.Rule, err)
+		return nil, fmt.Errorf("DestinationRule %s: %w: %w", to.conduct.Rule, errTLSSettings, err)
 	}
-	encrypted, err := p.tls.Client(server, cfg, time.Now().Add(handshakeTimeout))
+	encrypted, err := p.tls.Client(server, originateConfig(t, m, to.sni, p.cfg.Now), time.Now().Add(handshakeTimeout))
 	if err != nil {
 		return nil, err
 	}
@@ -43,29 +45,48 @@ func (p *proxy) originate(c *conn, to routing, server *net.TCPConn) (*tlsconn.Co
 	return encrypted, nil
 }
 
-func originateConfig(t *workload.ClientTLS, name string, now func() time.Time) (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, Time: now, SessionTicketsDisabled: true}
-	if t.Mode == workload.TLSMutual {
-		cert, err := ownCertificate(t)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errTLSSettings, err)
+// material is all that the mode needs: of a Secret, or of files.
+func (p *proxy) material(ctx context.Context, t *workload.ClientTLS) (m credentialMaterial, err error) {
+	if t.Credential != "" {
+		if m, err = p.secrets.get(ctx, t.Credential); err != nil {
+			return m, err
 		}
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	switch {
+	case t.Mode != workload.TLSMutual:
+		m.cert = nil
+	case t.Credential != "" && m.cert == nil:
+		return m, fmt.Errorf("there is no certificate with its key (tls.crt and tls.key) in Secret %s", t.Credential)
+	case t.Credential == "":
+		if m.cert, err = ownCertificate(t); err != nil {
+			return m, err
+		}
+	}
+	switch {
+	case t.SkipVerify:
+	case t.Credential != "" && m.roots == nil:
+		return m, fmt.Errorf("neither Secret %s nor %s has roots (ca.crt)", t.Credential, t.Credential+caSuffix)
+	case t.Credential == "":
+		m.roots, err = rootsOf(t.CACertificates)
+	}
+	return m, err
+}
+
+func originateConfig(t *workload.ClientTLS, m credentialMaterial, name string, now func() time.Time) *tls.Config {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, Time: now, SessionTicketsDisabled: true, RootCAs: m.roots}
+	if m.cert != nil {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return m.cert, nil }
 	}
 	if t.SkipVerify {
 		cfg.InsecureSkipVerify = true // the rule says insecureSkipVerify, which admission warns of
-		return cfg, nil
-	}
-	var err error
-	if cfg.RootCAs, err = rootsOf(t.CACertificates); err != nil {
-		return nil, fmt.Errorf("%w: %w", errTLSSettings, err)
+		return cfg
 	}
 	if len(t.SubjectAltNames) > 0 {
 		// VerifyConnection checks the chain and whether the name is one of those that the rule lists
 		cfg.InsecureSkipVerify = true
-		cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifyNames(cs, cfg.RootCAs, t.SubjectAltNames, now()) }
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifyNames(cs, m.roots, t.SubjectAltNames, now()) }
 	}
-	return cfg, nil
+	return cfg
 }
 
 // verifyNames checks the chain, and that one of the names is the certificate's.

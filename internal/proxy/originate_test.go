@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,9 +91,10 @@ type ruled struct {
 	asked  chan *tls.ClientHelloInfo
 	seen   chan int // client certificates
 	addr   netip.AddrPort
+	stop   func()
 }
 
-func newRuled(t *testing.T, cert tls.Certificate, trust *x509.CertPool) *ruled {
+func newRuled(t *testing.T, cert tls.Certificate, trust *x509.CertPool, change ...func(*Config)) *ruled {
 	t.Helper()
 	m := newTestMesh(t)
 	r := &ruled{testMesh: m, client: m.pod("client"), asked: make(chan *tls.ClientHelloInfo, 10), seen: make(chan int, 10)}
@@ -117,7 +119,10 @@ func newRuled(t *testing.T, cert tls.Certificate, trust *x509.CertPool) *ruled {
 	})
 	r.rule = &workload.DestinationRule{Namespace: "shop", Name: "db", Host: "db.shop.svc.cluster.local", ExportTo: []string{"*"}, Created: time.Unix(0, 0)}
 	m.world.Rules = append(m.world.Rules, r.rule)
-	r.proxy = m.start(r.client)
+	var stop func()
+	r.proxy, stop = m.startStoppable(r.client, change...)
+	r.stop = sync.OnceFunc(stop)
+	t.Cleanup(r.stop)
 	return r
 }
 
@@ -151,7 +156,7 @@ func TestOriginate(t *testing.T) {
 		"no such file":          {simple, workload.ClientTLS{Mode: workload.TLSSimple, CACertificates: "/nowhere"}, "", policy.TLSSettings},
 		"no file":               {simple, workload.ClientTLS{Mode: workload.TLSSimple, CACertificates: ca.dir}, "", policy.TLSSettings},
 		"no certificates in it": {simple, workload.ClientTLS{Mode: workload.TLSSimple, CACertificates: ca.file("client.key")}, "", policy.TLSSettings},
-		"contract 3.37":         {simple, workload.ClientTLS{Mode: workload.TLSSimple, Unusable: "credentialName is not honoured"}, "", policy.TLSSettings},
+		"contract 3.37":         {simple, workload.ClientTLS{Mode: workload.TLSSimple, Unusable: "credentialName needs a workloadSelector"}, "", policy.TLSSettings},
 		"own certificate":       {mutual, workload.ClientTLS{Mode: workload.TLSMutual, SNI: "db.example", CACertificates: ca.file("ca.pem"), ClientCertificate: ca.file("client.crt"), PrivateKey: ca.file("client.key")}, "db.example", ""},
 		"another's key":         {mutual, workload.ClientTLS{Mode: workload.TLSMutual, SNI: "db.example", CACertificates: ca.file("ca.pem"), ClientCertificate: ca.file("client.crt"), PrivateKey: ca.file("db.example.key")}, "", policy.TLSSettings},
 		"no certificate":        {mutual, workload.ClientTLS{Mode: workload.TLSSimple, SNI: "db.example", CACertificates: ca.file("ca.pem")}, "db.example", policy.HandshakeFailed},

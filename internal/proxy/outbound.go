@@ -73,7 +73,7 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	if err := c.attach(server); err != nil {
 		return
 	}
-	p.carryOutbound(c, own, to, server)
+	p.carryOutbound(ctx, c, own, to, server)
 }
 
 // settle watches the connection from now on and decides again: dialling takes
@@ -103,7 +103,7 @@ func (p *proxy) settle(c *conn, dst netip.AddrPort, to routing) routing {
 }
 
 // carryOutbound shakes hands where the peer is in the mesh, and relays.
-func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, server *net.TCPConn) {
+func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Workload, to routing, server *net.TCPConn) {
 	var toServer stream = server
 	var proved identity.ID
 	switch to.verdict {
@@ -116,7 +116,7 @@ func (p *proxy) carryOutbound(c *conn, own *workload.Workload, to routing, serve
 		}
 		toServer, proved = encrypted, own.Identity
 	case originate:
-		encrypted, err := p.originate(c, to, server)
+		encrypted, err := p.originate(ctx, c, to, server)
 		p.tried(to, err)
 		if err != nil {
 			c.cut(reasonOf(err), err)

@@ -91,6 +91,7 @@ type Config struct {
 	Probers        []byte        // JSON of ISTIO_KUBE_APP_PROBERS (contract 5.37), or empty
 	AppMetrics     AppMetrics    // merged with the proxy's own (contract 5.49)
 
+	API     API     // where Secrets are read that DestinationRules name
 	Control Control // Address "" runs without a control plane (tests, World)
 
 	// OriginalDst tells where a captured connection was going.
@@ -135,6 +136,7 @@ type proxy struct {
 	creds       *credentialStore
 	conns       *conns
 	balance     *balancer
+	secrets     *secrets
 	tls         tlsconn.Pool
 	httpBuffers httpBuffers
 	metrics     *metrics.Set
@@ -177,6 +179,7 @@ func newProxy(cfg Config) (*proxy, error) {
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {
 		return nil, err
 	}
+	p.secrets = newSecrets(cfg.API, cfg.Namespace, time.Now)
 	p.tls.Limit = min(maxRecordBuffers, debug.SetMemoryLimit(-1)/4) // reads GOMEMLIMIT
 	p.creds = newCredentials(cfg.Now, func(snap *identity.Snapshot) { p.conns.recheck(p.worlds.world(), snap) })
 	p.worlds = newWorldStore(cfg.Namespace+"/"+cfg.Pod, p.worldChanged)

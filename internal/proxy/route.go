@@ -151,12 +151,24 @@ func routePassthrough(w *workload.World, dst netip.AddrPort, ref workload.Servic
 			return routing{}, false
 		}
 		if one.verdict == mesh && len(one.accept) == 0 {
-			one.accept = append(all.accept, one.want.URI())
+			one.accept = append(all.accept, spellings(one.want, w.Mesh.TrustDomains)...)
 		}
 		all, found = one, true
 	}
 	all.endpoint, all.peer, all.want, all.service = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()), nil, identity.ID{}, ref
 	return all, found
+}
+
+// spellings are the URIs that an identity has in the mesh's trust domains
+// (contract 4.4).
+func spellings(id identity.ID, domains []string) []string {
+	all := []string{id.URI()}
+	for _, domain := range domains {
+		if same, err := identity.New(domain, id.Namespace(), id.ServiceAccount()); err == nil && same != id {
+			all = append(all, same.URI())
+		}
+	}
+	return all
 }
 
 // sameFamily keeps a dual-stack service's connection in the family that the

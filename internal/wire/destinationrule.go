@@ -13,6 +13,9 @@ import (
 // TypeDestinationRule is the type of rules; their name is "<namespace>/<name>".
 const TypeDestinationRule = "type.googleapis.com/podseal.mesh.v1.DestinationRule"
 
+// unusableHere is why proxies of before credentials refuse rules that name one.
+const unusableHere = "credentialName is not honoured by this version of the proxy"
+
 // minSeconds is the zero time, which an object has before it is stored.
 const minSeconds = -62135596800
 
@@ -63,7 +66,10 @@ func policyToProto(p *workload.TrafficPolicy) *meshv1.TrafficPolicy {
 	if t := p.TLS; t != nil {
 		m.Tls = &meshv1.ClientTLS{
 			Mode: meshv1.ClientTLSMode(t.Mode), Sni: t.SNI, SubjectAltNames: t.SubjectAltNames, CaCertificates: t.CACertificates,
-			ClientCertificate: t.ClientCertificate, PrivateKey: t.PrivateKey, SkipVerify: t.SkipVerify, Unusable: t.Unusable,
+			ClientCertificate: t.ClientCertificate, PrivateKey: t.PrivateKey, SkipVerify: t.SkipVerify, Unusable: t.Unusable, Credential: t.Credential,
+		}
+		if t.Credential != "" {
+			m.Tls.Unusable = unusableHere
 		}
 	}
 	return m
@@ -143,9 +149,12 @@ func (f *faults) policy(m *meshv1.TrafficPolicy) *workload.TrafficPolicy {
 		f.require(known && t.GetMode() != meshv1.ClientTLSMode_CLIENT_TLS_MODE_AUTO, "TLS mode %d is unknown", t.GetMode())
 		p.TLS = &workload.ClientTLS{
 			Mode: workload.TLSMode(t.GetMode()), SNI: t.GetSni(), SubjectAltNames: t.GetSubjectAltNames(), CACertificates: t.GetCaCertificates(),
-			ClientCertificate: t.GetClientCertificate(), PrivateKey: t.GetPrivateKey(), SkipVerify: t.GetSkipVerify(), Unusable: t.GetUnusable(),
+			ClientCertificate: t.GetClientCertificate(), PrivateKey: t.GetPrivateKey(), SkipVerify: t.GetSkipVerify(), Unusable: t.GetUnusable(), Credential: t.GetCredential(),
 		}
-		full := t.GetClientCertificate() != "" && t.GetPrivateKey() != ""
+		if p.TLS.Credential != "" {
+			p.TLS.Unusable = ""
+		}
+		full := p.TLS.Credential != "" || (t.GetClientCertificate() != "" && t.GetPrivateKey() != "")
 		f.require(p.TLS.Mode != workload.TLSMutual || full || p.TLS.Unusable != "", "MUTUAL without certificate and key")
 	}
 	return p

@@ -78,6 +78,7 @@ func fullRule() *workload.DestinationRule {
 		},
 		Ports: map[uint16]workload.TrafficPolicy{
 			80: {}, 81: {TLS: &workload.ClientTLS{Mode: workload.TLSSimple, SkipVerify: true}}, 82: {TLS: &workload.ClientTLS{Mode: workload.TLSMutual, Unusable: "no"}},
+			85: {TLS: &workload.ClientTLS{Mode: workload.TLSMutual, Credential: "db-client"}},
 			83: {Balance: workload.Passthrough}, 84: {Balance: workload.SourceHash},
 		},
 	}

@@ -52,6 +52,9 @@ type ClientTLS struct {
 	ClientCertificate string   // file, for TLSMutual
 	PrivateKey        string   // file, for TLSMutual
 	SkipVerify        bool     // whoever answers is trusted
+	// Credential is a Secret in the rule's namespace, which is the client's, instead
+	// of files; "" is none.
+	Credential string
 	// Unusable says why this can't be carried out, "" if it can. Connections are
 	// then refused: nothing is ever sent with less than what was asked for.
 	Unusable string

@@ -835,7 +835,10 @@ type ClientTLS struct {
 	PrivateKey        string                 `protobuf:"bytes,6,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	SkipVerify        bool                   `protobuf:"varint,7,opt,name=skip_verify,json=skipVerify,proto3" json:"skip_verify,omitempty"`
 	// Why it can't be carried out; connections are then refused.
-	Unusable      string `protobuf:"bytes,8,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	Unusable string `protobuf:"bytes,8,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	// Secret of the rule's namespace, which the client reads itself. unusable is set
+	// beside it for proxies that don't know this field.
+	Credential    string `protobuf:"bytes,9,opt,name=credential,proto3" json:"credential,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -922,6 +925,13 @@ func (x *ClientTLS) GetSkipVerify() bool {
 func (x *ClientTLS) GetUnusable() string {
 	if x != nil {
 		return x.Unusable
+	}
+	return ""
+}
+
+func (x *ClientTLS) GetCredential() string {
+	if x != nil {
+		return x.Credential
 	}
 	return ""
 }
@@ -1809,7 +1819,7 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x06http10\x18\x04 \x01(\bR\x06http10\x120\n" +
 	"\x14idle_timeout_seconds\x18\x05 \x01(\x03R\x12idleTimeoutSeconds\x12\x16\n" +
 	"\x06bundle\x18\x06 \x01(\fR\x06bundle\x12%\n" +
-	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\"\xb3\x02\n" +
+	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\"\xd3\x02\n" +
 	"\tClientTLS\x122\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1e.podseal.mesh.v1.ClientTLSModeR\x04mode\x12\x10\n" +
 	"\x03sni\x18\x02 \x01(\tR\x03sni\x12*\n" +
@@ -1820,7 +1830,10 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"privateKey\x12\x1f\n" +
 	"\vskip_verify\x18\a \x01(\bR\n" +
 	"skipVerify\x12\x1a\n" +
-	"\bunusable\x18\b \x01(\tR\bunusable\"\xf0\x05\n" +
+	"\bunusable\x18\b \x01(\tR\bunusable\x12\x1e\n" +
+	"\n" +
+	"credential\x18\t \x01(\tR\n" +
+	"credential\"\xf0\x05\n" +
 	"\rTrafficPolicy\x12,\n" +
 	"\x03tls\x18\x01 \x01(\v2\x1a.podseal.mesh.v1.ClientTLSR\x03tls\x122\n" +
 	"\abalance\x18\x02 \x01(\x0e2\x18.podseal.mesh.v1.BalanceR\abalance\x12,\n" +
