@@ -45,7 +45,7 @@ var mayImport = map[string]string{
 	"api/mesh/v1":            "",
 	"api/report/v1":          "",
 	"deploy/podseal":         "",
-	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/controlplane internal/explain internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
+	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/ca internal/identity internal/controlplane internal/explain internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
 	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/proof internal/version",
 }
 

@@ -143,6 +143,7 @@ func newRoot(s streams) *cobra.Command {
 		newAuthzCommand(s, k),
 		newTapCommand(s, k),
 		newVerifyCommand(s, k),
+		newReportCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

@@ -232,7 +232,8 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
 	look := &viewer{cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, now: time.Now}
 	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, replica: cfg.Replica, now: time.Now}
-	inspect := newInspector(mgr.GetClient(), look, asked, cfg.Log)
+	states := &attester{view: look.view, cluster: pub.last.Load, issuer: auth.Issuer, domain: auth.TrustDomain, own: cfg.Namespace, started: time.Now(), now: time.Now}
+	inspect := newInspector(mgr.GetClient(), look, asked, states, cfg.Log)
 	everywhere := []runnable{
 		auth.Run,
 		pub.Run,

@@ -39,17 +39,18 @@ type inspector struct {
 	authorize func(ctx context.Context, review *authorizationv1.SubjectAccessReview) error
 	view      func(ctx context.Context, namespace string, parts []string) (*View, error)
 	explain   func(q *ExplainRequest) (*ExplainAnswer, error)
+	attest    func(ctx context.Context, namespace string) (*ca.Attestation, error)
 	asking    chan struct{}
 	log       *slog.Logger
 }
 
-func newInspector(c client.Client, view *viewer, explain *explainer, log *slog.Logger) *inspector {
+func newInspector(c client.Client, view *viewer, explain *explainer, attest *attester, log *slog.Logger) *inspector {
 	return &inspector{
 		review: reviewThrough(c),
 		authorize: func(ctx context.Context, review *authorizationv1.SubjectAccessReview) error {
 			return c.Create(ctx, review)
 		},
-		view: view.view, explain: explain.explain, asking: make(chan struct{}, maxInspections), log: log,
+		view: view.view, explain: explain.explain, attest: attest.attest, asking: make(chan struct{}, maxInspections), log: log,
 	}
 }
 
@@ -57,31 +58,46 @@ func (s *inspector) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+InspectPath, s.serve)
 	mux.HandleFunc("POST "+ExplainPath, s.serveExplain)
+	mux.HandleFunc("GET "+AttestPath, s.serveAttest)
 	return mux
+}
+
+// enter lets whoever asks in when there is room and he may know of a namespace, or
+// of all. It answers who may not; who may calls leave in the end.
+func (s *inspector) enter(w http.ResponseWriter, r *http.Request, namespace string) (ctx context.Context, leave func(), ok bool) {
+	select {
+	case s.asking <- struct{}{}:
+	case <-r.Context().Done():
+		return nil, nil, false
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
+	leave = func() {
+		cancel()
+		<-s.asking
+	}
+	user, status, err := s.allowed(ctx, r, namespace)
+	if err != nil {
+		s.log.Warn("question about the mesh refused", slog.String("path", r.URL.Path), slog.String("user", user), slog.String("namespace", namespace), slog.String("error", err.Error()))
+		http.Error(w, err.Error(), status)
+		leave()
+		return nil, nil, false
+	}
+	return ctx, leave, true
 }
 
 // serve answers who may know. Parameters: namespace, all if it is empty; part,
 // any number of pods, proxies, edges.
 func (s *inspector) serve(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.asking <- struct{}{}:
-		defer func() { <-s.asking }()
-	case <-r.Context().Done():
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
-	defer cancel()
 	namespace, parts := r.URL.Query().Get("namespace"), r.URL.Query()["part"]
 	if i := slices.IndexFunc(parts, func(p string) bool { return !slices.Contains(viewParts, p) }); i >= 0 {
 		http.Error(w, fmt.Sprintf("part %q is not one of %s", parts[i], strings.Join(viewParts, ", ")), http.StatusBadRequest)
 		return
 	}
-	user, status, err := s.allowed(ctx, r, namespace)
-	if err != nil {
-		s.log.Warn("look at the mesh refused", slog.String("user", user), slog.String("namespace", namespace), slog.String("error", err.Error()))
-		http.Error(w, err.Error(), status)
+	ctx, leave, ok := s.enter(w, r, namespace)
+	if !ok {
 		return
 	}
+	defer leave()
 	view, err := s.view(ctx, namespace, parts)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -93,20 +109,11 @@ func (s *inspector) serve(w http.ResponseWriter, r *http.Request) {
 // serveExplain answers who may know of all namespaces: what may reach a pod can
 // be anywhere.
 func (s *inspector) serveExplain(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.asking <- struct{}{}:
-		defer func() { <-s.asking }()
-	case <-r.Context().Done():
+	_, leave, ok := s.enter(w, r, "")
+	if !ok {
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
-	defer cancel()
-	user, status, err := s.allowed(ctx, r, "")
-	if err != nil {
-		s.log.Warn("question about the mesh refused", slog.String("user", user), slog.String("error", err.Error()))
-		http.Error(w, err.Error(), status)
-		return
-	}
+	defer leave()
 	q := &ExplainRequest{}
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxExplain)).Decode(q); err != nil {
 		http.Error(w, "read the question: "+err.Error(), http.StatusBadRequest)
@@ -122,6 +129,22 @@ func (s *inspector) serveExplain(w http.ResponseWriter, r *http.Request) {
 	default:
 		answer(w, r, out)
 	}
+}
+
+// serveAttest answers who may know of a namespace, or of all.
+func (s *inspector) serveAttest(w http.ResponseWriter, r *http.Request) {
+	namespace := r.URL.Query().Get("namespace")
+	ctx, leave, ok := s.enter(w, r, namespace)
+	if !ok {
+		return
+	}
+	defer leave()
+	a, err := s.attest(ctx, namespace)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	answer(w, r, a)
 }
 
 // answer writes v, compressed for who takes that.
