@@ -315,16 +315,12 @@ func TestSame(t *testing.T) {
 	whole := func() *reportv1.Proxy {
 		p := &reportv1.Proxy{}
 		for i := range fields.Len() {
-			fd, v := fields.Get(i), protoreflect.ValueOfString("x")
-			switch fd.Kind() {
-			case protoreflect.Int64Kind:
-				v = protoreflect.ValueOfInt64(1)
-			case protoreflect.Uint32Kind:
-				v = protoreflect.ValueOfUint32(1)
-			case protoreflect.BoolKind:
-				v = protoreflect.ValueOfBool(true)
+			fd := fields.Get(i)
+			v, ok := map[protoreflect.Kind]any{protoreflect.StringKind: "x", protoreflect.Int64Kind: int64(1), protoreflect.Uint32Kind: uint32(1), protoreflect.BoolKind: true}[fd.Kind()]
+			if !ok {
+				t.Fatalf("%s: say here what another value of a %s is", fd.Name(), fd.Kind())
 			}
-			p.ProtoReflect().Set(fd, v)
+			p.ProtoReflect().Set(fd, protoreflect.ValueOf(v))
 		}
 		return p
 	}
