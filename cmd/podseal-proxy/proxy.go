@@ -51,9 +51,12 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	}
 	debug.SetGCPercent(gcPercent)
 	cfg.Log = slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
-	cfg.OnIdle = func(collect bool) {
-		if collect {
+	cfg.OnIdle = func(spare proxy.Spare) {
+		if spare&proxy.SpareGarbage != 0 {
 			debug.FreeOSMemory()
+		}
+		if spare&proxy.SpareProgram == 0 {
+			return
 		}
 		if err := forgetProgram(); err != nil { // it costs memory, nothing else
 			cfg.Log.Debug("memory that is not needed is kept", slog.String("error", err.Error()))

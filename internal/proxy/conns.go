@@ -45,6 +45,9 @@ type conn struct {
 	ended  bool // a reason was given, or the sockets were closed
 	checks []checkFunc
 
+	carry func()   // what is left to do once the connection is set up: see proxy.serve
+	atEnd []func() // what is done last, in reverse order
+
 	flow    edges.Flow // its part in an edge
 	counted bool       // it is over for the edges
 }
@@ -183,7 +186,8 @@ func reset(c *net.TCPConn) {
 
 // conns are the open connections.
 type conns struct {
-	limit int // of each direction: strangers who come in never keep the application from going out
+	limit int           // of each direction: strangers who come in never keep the application from going out
+	burst chan struct{} // has one element when many have come since it was last taken
 
 	mu      sync.Mutex
 	total   uint64 // ever added
@@ -192,7 +196,9 @@ type conns struct {
 	empty   chan struct{} // closed when the last one is gone; nil when nobody waits
 }
 
-func newConns(limit int) *conns { return &conns{limit: limit, open: map[*conn]struct{}{}} }
+func newConns(limit int) *conns {
+	return &conns{limit: limit, burst: make(chan struct{}, 1), open: map[*conn]struct{}{}}
+}
 
 // add registers a connection; it reports false when there are too many of its
 // direction.
@@ -208,7 +214,12 @@ func (s *conns) add(c *conn) bool {
 		return false
 	}
 	s.open[c] = struct{}{}
-	s.total++
+	if s.total++; s.total%burst == 0 {
+		select {
+		case s.burst <- struct{}{}:
+		default:
+		}
+	}
 	return true
 }
 

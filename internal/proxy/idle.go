@@ -9,6 +9,22 @@ import (
 // application that calls every few seconds is left alone.
 const idleAfter = 30 * time.Second
 
+// A burst of connections leaves behind what their handshakes took, several times
+// what they hold when they are quiet. It is collected once none came for burstOver.
+const (
+	burst     = 256 // connections
+	burstOver = time.Second
+)
+
+// Spare is what a proxy can do without for now.
+type Spare int
+
+// What there may be to spare: one or both.
+const (
+	SpareGarbage Spare = 1 << iota // garbage that is worth collecting
+	SpareProgram                   // pages of the program: nothing is being carried
+)
+
 // collectAgain is after how many of those times an idle proxy collects its garbage:
 // sooner than the runtime would by itself (2 minutes), since what a collection
 // brings into memory is then given back at once.
@@ -25,28 +41,45 @@ type work struct {
 // connection comes or ends and no byte moves. Connections may be open: what their
 // beginning took in memory is not needed while they wait. It is called again and
 // again because what an idle proxy does (probes, reports, news of the control
-// plane) brings memory back.
+// plane) brings memory back. After a burst of connections it is called as soon as
+// that is over.
 func (p *proxy) tellIdle(ctx context.Context) {
-	p.cfg.OnIdle(true)
+	p.cfg.OnIdle(SpareGarbage | SpareProgram)
 	var collected, seen work
 	since := 0 // times told since garbage was collected
-	tick := time.NewTicker(idleAfter)
+	tick, quiet := time.NewTicker(idleAfter), time.NewTimer(idleAfter)
 	defer tick.Stop()
+	defer quiet.Stop()
+	quiet.Stop()
+	var total uint64 // when quiet was set
 	for {
 		select {
+		case <-p.conns.burst:
+			total = p.conns.work().total
+			quiet.Reset(burstOver)
+		case <-quiet.C:
+			now := p.conns.work()
+			if now.total != total {
+				total = now.total
+				quiet.Reset(burstOver)
+				continue
+			}
+			p.cfg.OnIdle(SpareGarbage)
+			collected, since = now, 0
 		case <-tick.C:
+			now := p.conns.work()
+			if now == seen {
+				since++
+				what := SpareProgram
+				if now != collected || since >= collectAgain {
+					what |= SpareGarbage
+					collected, since = now, 0
+				}
+				p.cfg.OnIdle(what)
+			}
+			seen = now
 		case <-ctx.Done():
 			return
 		}
-		now := p.conns.work()
-		if now == seen {
-			since++
-			collect := now != collected || since >= collectAgain
-			p.cfg.OnIdle(collect)
-			if collect {
-				collected, since = now, 0
-			}
-		}
-		seen = now
 	}
 }

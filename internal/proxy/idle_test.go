@@ -14,9 +14,11 @@ import (
 func TestTellIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls, collections atomic.Int32
-		p := &proxy{conns: newConns(10), cfg: Config{OnIdle: func(collect bool) {
-			calls.Add(1)
-			if collect {
+		p := &proxy{conns: newConns(10_000), cfg: Config{OnIdle: func(spare Spare) {
+			if spare&SpareProgram != 0 {
+				calls.Add(1)
+			}
+			if spare&SpareGarbage != 0 {
 				collections.Add(1)
 			}
 		}}}
@@ -55,5 +57,11 @@ func TestTellIdle(t *testing.T) {
 			after(idleAfter/2, 0, 0, "connections come and go")
 		}
 		after(2*idleAfter, 2, 1, "they have ended")
+		for range 2 * burst {
+			p.conns.add(&conn{})
+			after(burstOver/2, 0, 0, "connections come")
+		}
+		after(burstOver, 0, 1, "no more have come for a while")
+		after(3*idleAfter, 2, 0, "nothing since")
 	})
 }

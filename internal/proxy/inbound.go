@@ -279,7 +279,7 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 	return inside, err
 }
 
-// serveTCP relays bytes between the client and the application.
+// serveTCP has bytes relayed between the client and the application.
 func (in *inbound) serveTCP(ctx context.Context, client stream, first sight) {
 	if !in.admitted() {
 		return // the reason is noted
@@ -290,8 +290,12 @@ func (in *inbound) serveTCP(ctx context.Context, client stream, first sight) {
 	}
 	in.c.note(func(r *Record) { r.Protocol = "tcp" })
 	count := in.p.metrics.TCP(in.labels("tcp"))
-	in.p.relay(in.c, client, in.app, first.client, first.app)
-	count.Closed(in.c.sent.Load(), in.c.received.Load())
+	in.c.carry = func() {
+		fromClient, fromServer := first.client, first.app
+		first = sight{} // they aren't kept
+		in.p.relay(in.c, client, in.app, fromClient, fromServer)
+		count.Closed(in.c.sent.Load(), in.c.received.Load())
+	}
 }
 
 // labels are what this connection is counted under.

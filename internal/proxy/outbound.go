@@ -58,14 +58,18 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	if !p.enter(c, to) {
 		return // the reason is noted
 	}
-	defer p.balance.leave(keyOf(to.service))
+	of := keyOf(to.service)
+	c.atEnd = append(c.atEnd, func() { p.balance.leave(of) })
 	to, server, err := p.connect(ctx, c, q, to)
 	if err != nil {
 		return // the reason is noted
 	}
-	p.balance.add(to.endpoint, 1)
-	defer p.balance.add(to.endpoint, -1)
-	defer server.Close()
+	endpoint := to.endpoint
+	p.balance.add(endpoint, 1)
+	c.atEnd = append(c.atEnd, func() {
+		_ = server.Close() // it may have been closed before
+		p.balance.add(endpoint, -1)
+	})
 	if to = p.settle(c, dst, to); to.verdict == refused {
 		return // the reason is noted
 	}
@@ -102,7 +106,7 @@ func (p *proxy) settle(c *conn, dst netip.AddrPort, to routing) routing {
 	return now
 }
 
-// carryOutbound shakes hands where the peer is in the mesh, and relays.
+// carryOutbound shakes hands where the peer is in the mesh, and leaves the rest to a relay.
 func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Workload, to routing, server *net.TCPConn) {
 	var toServer stream = server
 	var proved identity.ID
@@ -131,7 +135,7 @@ func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Worklo
 	c.idle = to.conduct.IdleTimeout
 	if longest := to.conduct.MaxDuration; longest > 0 {
 		over := time.AfterFunc(longest-time.Since(c.started), func() { c.cut(policy.MaxDuration, errTooLong) })
-		defer over.Stop()
+		c.atEnd = append(c.atEnd, func() { over.Stop() })
 	}
 
 	l := metrics.Labels{Reporter: "source", Protocol: "tcp", Security: "unknown", Source: peerLabels(own, proved, p.cfg.Cluster)}
@@ -142,13 +146,15 @@ func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Worklo
 	}
 	serviceLabels(&l, host, passthroughCluster)
 	count := p.metrics.TCP(l)
-	p.relay(c, c.client, toServer, nil, nil)
-	c.note(func(r *Record) {
-		if r.Security == "" && c.sent.Load() > 0 { // only the server spoke
-			r.Security = securityPlaintext
-		}
-	})
-	count.Closed(c.sent.Load(), c.received.Load())
+	c.carry = func() {
+		p.relay(c, c.client, toServer, nil, nil)
+		c.note(func(r *Record) {
+			if r.Security == "" && c.sent.Load() > 0 { // only the server spoke
+				r.Security = securityPlaintext
+			}
+		})
+		count.Closed(c.sent.Load(), c.received.Load())
+	}
 }
 
 // enter counts the connection to its service port, and refuses it if a rule

@@ -101,10 +101,10 @@ type Config struct {
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
 	// Random returns a number from 0 to below n; it must be safe for concurrent use.
 	Random func(n int) int
-	// OnIdle is called when the proxy has become ready, and then every half a
-	// minute in which it carries nothing, connections or not; nil is nothing.
-	// collect says that there may be garbage worth collecting.
-	OnIdle func(collect bool)
+	// OnIdle is called with what can be given back: when the proxy has become
+	// ready, then every half a minute in which it carries nothing, connections or
+	// not, and after a burst of new connections. nil is nothing.
+	OnIdle func(Spare)
 	// Now is the time that certificates are checked against. nil is time.Now.
 	Now func() time.Time
 }
@@ -312,21 +312,38 @@ func (p *proxy) accepted(ctx context.Context, raw *net.TCPConn, direction string
 		p.finish(ctx, c)
 		return
 	}
-	open := p.metrics.Open(direction)
-	open.Inc()
+	p.metrics.Open(direction).Inc()
+	p.handlers.Go(func() { p.serve(ctx, c) })
+}
+
+// serve sets a connection up, which takes a deep stack, and leaves it to a new
+// goroutine to carry it: a stack that has grown would stay so for as long as the
+// connection lasts, and most of what an idle one takes is stacks.
+func (p *proxy) serve(ctx context.Context, c *conn) {
+	if c.direction == directionInbound {
+		p.serveInbound(ctx, c)
+	} else {
+		p.serveOutbound(ctx, c)
+	}
+	if c.carry == nil {
+		p.over(ctx, c)
+		return
+	}
 	p.handlers.Go(func() {
-		defer func() {
-			c.close()
-			p.conns.remove(c)
-			open.Dec()
-			p.finish(ctx, c)
-		}()
-		if direction == directionInbound {
-			p.serveInbound(ctx, c)
-		} else {
-			p.serveOutbound(ctx, c)
-		}
+		c.carry()
+		p.over(ctx, c)
 	})
+}
+
+// over ends what serve has begun.
+func (p *proxy) over(ctx context.Context, c *conn) {
+	for _, f := range slices.Backward(c.atEnd) {
+		f()
+	}
+	c.close()
+	p.conns.remove(c)
+	p.metrics.Open(c.direction).Dec()
+	p.finish(ctx, c)
 }
 
 // finish leaves the connection's record.

@@ -59,7 +59,11 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 		}
 		return policy.None
 	})
-	err := h.serve(ctx)
+	in.c.carry = func() { in.ended(h.serve(ctx)) }
+}
+
+// ended notes how a relay of HTTP ended.
+func (in *inbound) ended(err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge):

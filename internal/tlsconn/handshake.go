@@ -196,6 +196,7 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 		return nil, fmt.Errorf("clear handshake deadline: %w", err)
 	}
 	conn := &Conn{raw: raw, state: lasting(c.ConnectionState())}
+	conn.state.PeerCertificates = p.certs.shared(conn.state.PeerCertificates)
 	var err error
 	if conn.records, err = p.takeOver(u, conn.state.CipherSuite, client); err != nil {
 		u.drop()

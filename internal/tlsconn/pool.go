@@ -96,8 +96,9 @@ type Pool struct {
 	// readers can't hold much; beyond it connections use small ones. 0 means 32 MB.
 	Limit int64
 
-	free [classes]sync.Pool
-	lent atomic.Int64 // bytes in large buffers that are in use
+	free  [classes]sync.Pool
+	certs certificates
+	lent  atomic.Int64 // bytes in large buffers that are in use
 }
 
 // get takes a buffer of a class, or of a smaller one, but at least of class one,
