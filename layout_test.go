@@ -33,8 +33,9 @@ var mayImport = map[string]string{
 	"internal/settings":      "api/deckhouse/v1alpha1",
 	"internal/discovery":     "internal/identity internal/policy internal/settings internal/wire internal/workload internal/xds",
 	"internal/inject":        "internal/settings",
-	"internal/controlplane":  "internal/discovery internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain",
+	"internal/controlplane":  "internal/discovery internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain internal/strict",
 	"internal/explain":       "internal/identity internal/policy internal/wire internal/workload",
+	"internal/strict":        "internal/edges",
 	"internal/proof":         "internal/wire",
 	"internal/edges":         "internal/identity api/report/v1",
 	"internal/report":        "internal/edges api/report/v1",
@@ -45,7 +46,7 @@ var mayImport = map[string]string{
 	"api/mesh/v1":            "",
 	"api/report/v1":          "",
 	"deploy/podseal":         "",
-	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/ca internal/identity internal/controlplane internal/explain internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
+	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/ca internal/identity internal/controlplane internal/explain internal/strict internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
 	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/proof internal/version",
 }
 
@@ -61,7 +62,7 @@ var onlyIn = map[string]string{
 }
 
 // ioFree packages decide: they open nothing and read no clock.
-var ioFree = []string{"internal/identity", "internal/policy", "internal/workload", "internal/wire", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain"}
+var ioFree = []string{"internal/identity", "internal/policy", "internal/workload", "internal/wire", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict"}
 
 // notInProxy is what podseal-proxy must not link: it runs in every pod.
 var notInProxy = []string{"k8s.io/client-go", "k8s.io/api", "sigs.k8s.io/controller-runtime", "helm.sh/", "text/template", "html/template", "golang.org/x/net/trace"}

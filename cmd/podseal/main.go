@@ -117,6 +117,7 @@ func newRoot(s streams) *cobra.Command {
   podseal status         how is each proxy?
   podseal verify TARGET  is that what is on the wire?
   podseal can A B        may A talk to B, and over what?
+  podseal strict NS      who would STRICT refuse?
   podseal inject -f F    add the proxy to manifests where no webhook does
   podseal uninstall      remove it`,
 		Annotations:   displayName(),
@@ -144,6 +145,7 @@ func newRoot(s streams) *cobra.Command {
 		newTapCommand(s, k),
 		newVerifyCommand(s, k),
 		newReportCommand(s, k),
+		newStrictCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

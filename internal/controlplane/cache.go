@@ -146,11 +146,22 @@ func trimAnnotations(all map[string]string) map[string]string {
 func trimContainers(all []corev1.Container) []corev1.Container {
 	kept := make([]corev1.Container, 0, len(all))
 	for i := range all {
-		if len(all[i].Ports) > 0 {
-			kept = append(kept, corev1.Container{Name: all[i].Name, Ports: all[i].Ports, RestartPolicy: all[i].RestartPolicy})
+		c := &all[i]
+		less := corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy}
+		less.LivenessProbe, less.ReadinessProbe, less.StartupProbe = trimProbe(c, c.LivenessProbe), trimProbe(c, c.ReadinessProbe), trimProbe(c, c.StartupProbe)
+		if len(c.Ports) > 0 || less.LivenessProbe != nil || less.ReadinessProbe != nil || less.StartupProbe != nil {
+			kept = append(kept, less)
 		}
 	}
 	return kept
+}
+
+// trimProbe keeps where a probe goes to, if that is a port of the application.
+func trimProbe(c *corev1.Container, probe *corev1.Probe) *corev1.Probe {
+	if probedPort(c, probe) == 0 {
+		return nil
+	}
+	return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: probe.HTTPGet.Port}}}
 }
 
 // trimNamespace keeps of managedFields only our own: they say whether a label is

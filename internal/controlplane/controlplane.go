@@ -210,11 +210,6 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	streams := newGRPC(grpcConfig{Authority: auth, Reviewer: reviewer, Store: store, Counts: counts, Log: cfg.Log})
 	pub := newPublisher(publisherConfig{Cache: mgr.GetCache(), Authority: auth, Store: store, Namespace: cfg.Namespace, Counts: counts, Now: time.Now, Log: cfg.Log})
 	roots := &rootWriter{client: mgr.GetClient(), authority: auth}
-	hooks := &webhooks{
-		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace,
-		params: cfg.InjectParams(native),
-		log:    cfg.Log,
-	}
 	counts.observe(auth, streams.xds, streams.report, time.Now)
 
 	if err := auth.watch(ctx, mgr.GetCache()); err != nil {
@@ -231,6 +226,11 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	}
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
 	look := &viewer{cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, now: time.Now}
+	hooks := &webhooks{
+		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace, advise: (&adviser{look.view}).warn,
+		params: cfg.InjectParams(native),
+		log:    cfg.Log,
+	}
 	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, replica: cfg.Replica, now: time.Now}
 	states := &attester{view: look.view, cluster: pub.last.Load, issuer: auth.Issuer, domain: auth.TrustDomain, own: cfg.Namespace, started: time.Now(), now: time.Now}
 	inspect := newInspector(mgr.GetClient(), look, asked, states, cfg.Log)

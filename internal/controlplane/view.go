@@ -8,10 +8,12 @@ import (
 	"strings"
 	"time"
 
+	"istio.io/api/label"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/edges"
+	"podseal.io/podseal/internal/inject"
 	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/version"
 	"podseal.io/podseal/internal/wire"
@@ -23,9 +25,10 @@ const (
 	PartPods    = "pods"
 	PartProxies = "proxies"
 	PartEdges   = "edges"
+	PartDetails = "details" // more of the pods; only with PartPods
 )
 
-var viewParts = []string{PartPods, PartProxies, PartEdges}
+var viewParts = []string{PartPods, PartProxies, PartEdges, PartDetails}
 
 // View is what one replica knows of the mesh. Each proxy is connected to one
 // replica, so proxies and edges of all replicas belong together.
@@ -36,6 +39,8 @@ type View struct {
 	Pods    []PodView      `json:"pods,omitempty"`
 	Proxies []ProxyView    `json:"proxies,omitempty"`
 	Edges   []edges.Report `json:"edges,omitempty"`
+	// Injected are the namespaces whose new pods get a proxy; of PartDetails.
+	Injected []string `json:"injected,omitempty"`
 }
 
 // PodView is a pod as proxies are told of it.
@@ -51,6 +56,10 @@ type PodView struct {
 	PortModes map[uint16]string `json:"port_modes,omitempty"`
 	Ports     []PortView        `json:"ports,omitempty"`
 	Services  []string          `json:"services,omitempty"` // of its namespace, that lead to it
+	// Of PartDetails.
+	Created time.Time         `json:"created,omitzero"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Probed  []uint16          `json:"probed,omitempty"` // where kubelet's probes go to, not rewritten
 }
 
 // PortView is a port that a service leads to.
@@ -122,6 +131,11 @@ func (v *viewer) view(ctx context.Context, namespace string, parts []string) (*V
 	for i := range pods.Items {
 		known[pods.Items[i].Namespace+"/"+pods.Items[i].Name] = &pods.Items[i]
 	}
+	if slices.Contains(parts, PartDetails) {
+		if err := v.details(ctx, out, known); err != nil {
+			return nil, err
+		}
+	}
 	if want(PartProxies) {
 		out.Proxies = v.proxies(namespace, known)
 	}
@@ -169,6 +183,57 @@ func (v *viewer) pods(namespace string) ([]PodView, error) {
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// details adds what isn't told to proxies.
+func (v *viewer) details(ctx context.Context, out *View, known map[string]*corev1.Pod) error {
+	for i := range out.Pods {
+		p := &out.Pods[i]
+		if pod := known[p.Namespace+"/"+p.Name]; pod != nil {
+			p.Created, p.Labels, p.Probed = pod.CreationTimestamp.Time, pod.Labels, probed(pod)
+		}
+	}
+	var namespaces corev1.NamespaceList
+	if err := v.cache.List(ctx, &namespaces, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list namespaces: %w", err)
+	}
+	for i := range namespaces.Items {
+		if ns := &namespaces.Items[i]; ns.Labels[inject.NamespaceLabel] == "enabled" || (ns.Labels[inject.NamespaceLabel] == "" && ns.Labels[label.IoIstioRev.Name] != "") {
+			out.Injected = append(out.Injected, ns.Name)
+		}
+	}
+	return nil
+}
+
+// probed are the ports that kubelet's probes go to; those that were rewritten go
+// to the proxy (contract 5.35).
+func probed(pod *corev1.Pod) []uint16 {
+	var out []uint16
+	for i := range pod.Spec.Containers {
+		c := &pod.Spec.Containers[i]
+		for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
+			if n := probedPort(c, probe); n != 0 && !slices.Contains(out, n) {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}
+
+func probedPort(c *corev1.Container, probe *corev1.Probe) uint16 {
+	if probe == nil || probe.HTTPGet == nil {
+		return 0 // TCP probes send nothing, those of gRPC are rewritten alike
+	}
+	n := probe.HTTPGet.Port.IntVal
+	for _, p := range c.Ports {
+		if probe.HTTPGet.Port.StrVal != "" && p.Name == probe.HTTPGet.Port.StrVal {
+			n = p.ContainerPort
+		}
+	}
+	if n < 1 || n > 65535 || n == 15020 {
+		return 0
+	}
+	return uint16(n)
 }
 
 // services are the names of those that lead to each pod.

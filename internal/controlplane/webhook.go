@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"reflect"
 	"strings"
 	"time"
 
@@ -43,8 +44,10 @@ type webhooks struct {
 	roots         *rootWriter
 	counts        *counts
 	rootNamespace string
-	params        inject.Params
-	log           *slog.Logger
+	// advise says who would be refused by STRICT, in a namespace or everywhere.
+	advise func(ctx context.Context, namespace string, selector map[string]string) ([]string, error)
+	params inject.Params
+	log    *slog.Logger
 }
 
 // handler bounds bodies (7 MB), refuses what is no AdmissionReview and survives
@@ -169,7 +172,7 @@ func (h *webhooks) namespace(ctx context.Context, name string) (*corev1.Namespac
 }
 
 // validate answers for one policy (contract 1.30-1.36, 6.45).
-func (h *webhooks) validate(_ context.Context, req admission.Request) admission.Response {
+func (h *webhooks) validate(ctx context.Context, req admission.Request) admission.Response {
 	if req.Operation == admissionv1.Delete || req.Operation == admissionv1.Connect {
 		return admission.Allowed("")
 	}
@@ -193,7 +196,30 @@ func (h *webhooks) validate(_ context.Context, req admission.Request) admission.
 		return admission.Denied(discovery.Describe(faults)).WithWarnings(warnings...)
 	}
 	h.counts.validations.WithLabelValues("accepted").Inc()
+	warnings = append(warnings, h.breaks(ctx, req, obj)...)
 	return admission.Allowed("").WithWarnings(warnings...)
+}
+
+// breaks warns of whom a PeerAuthentication refuses that makes something STRICT.
+func (h *webhooks) breaks(ctx context.Context, req admission.Request, obj *unstructured.Unstructured) []string {
+	if req.Kind.Kind != discovery.KindPeerAuthentication || h.advise == nil || !discovery.SaysStrict(obj) {
+		return nil
+	}
+	before := &unstructured.Unstructured{}
+	if len(req.OldObject.Raw) > 0 && json.Unmarshal(req.OldObject.Raw, &before.Object) == nil && reflect.DeepEqual(before.Object["spec"], obj.Object["spec"]) {
+		return nil // it said so before
+	}
+	selector, _, _ := unstructured.NestedStringMap(obj.Object, "spec", "selector", "matchLabels") // it is valid
+	namespace := req.Namespace
+	if namespace == h.rootNamespace && len(selector) == 0 {
+		namespace = ""
+	}
+	warnings, err := h.advise(ctx, namespace, selector)
+	if err != nil {
+		h.log.Warn("nothing is known of who STRICT would refuse", slog.String("namespace", req.Namespace), slog.String("error", err.Error()))
+		return nil
+	}
+	return warnings
 }
 
 // judge says what is wrong with an object of a kind that is honoured; known is

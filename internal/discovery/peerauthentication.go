@@ -58,6 +58,19 @@ func ValidatePeerAuthentication(obj *unstructured.Unstructured, rootNamespace st
 	return r.faults, append(warnings, r.warnings...)
 }
 
+// SaysStrict reports whether a PeerAuthentication has mode STRICT anywhere.
+func SaysStrict(obj *unstructured.Unstructured) bool {
+	p, r := readPeerAuthentication(obj)
+	if len(r.faults) > 0 {
+		return false
+	}
+	strict := p.Mode == policy.Strict
+	for _, mode := range p.Ports {
+		strict = strict || mode == policy.Strict
+	}
+	return strict
+}
+
 // reader collects what is found while an object is read.
 type reader struct {
 	faults   []Fault
