@@ -104,7 +104,7 @@ func (r *readiness) answer(c net.Conn) {
 			r.tell(c, &head)
 			return
 		case !errors.Is(err, wire.ErrShort) || len(b) >= maxReadyHead:
-			say(c, "400 Bad Request", "", true)
+			say(c, &wire.RequestHead{}, "400 Bad Request", "")
 			return
 		}
 		if len(b) == cap(b) {
@@ -114,22 +114,21 @@ func (r *readiness) answer(c net.Conn) {
 }
 
 func (r *readiness) tell(c net.Conn, head *wire.RequestHead) {
-	body := string(head.Method) != "HEAD"
 	if string(head.Path) != "/healthz/ready" {
-		say(c, "404 Not Found", "404 page not found\n", body)
+		say(c, head, "404 Not Found", "404 page not found\n")
 		return
 	}
 	if why := r.notReady(); why != "" {
-		say(c, "503 Service Unavailable", why+"\n", body)
+		say(c, head, "503 Service Unavailable", why+"\n")
 		return
 	}
-	say(c, "200 OK", "", body)
+	say(c, head, "200 OK", "")
 }
 
-// say writes an answer that ends the connection.
-func say(c net.Conn, status, text string, body bool) {
-	answer := "HTTP/1.1 " + status + "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: " + strconv.Itoa(len(text)) + "\r\n\r\n"
-	if body {
+// say writes an answer that ends the connection, in the version of the question.
+func say(c net.Conn, head *wire.RequestHead, status, text string) {
+	answer := "HTTP/1." + strconv.Itoa(head.Minor) + " " + status + "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: " + strconv.Itoa(len(text)) + "\r\n\r\n"
+	if string(head.Method) != "HEAD" {
 		answer += text
 	}
 	_, _ = c.Write([]byte(answer)) // whoever asked may have gone

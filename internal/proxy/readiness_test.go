@@ -31,6 +31,9 @@ func askReady(t *testing.T, notReady func() string, question string) (int, strin
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
+	if newer := strings.Contains(question, "HTTP/1.1"); newer && res.ProtoMinor != 1 || !newer && res.ProtoMinor != 0 {
+		t.Errorf("the answer to %.80q is in %s", question, res.Proto)
+	}
 	if err != nil || !res.Close {
 		t.Errorf("the answer to %.80q: close %t, %v", question, res.Close, err)
 	}
