@@ -400,7 +400,7 @@ func httpSurprise(p *policy.AuthorizationPolicy, i int) string {
 	if rule.Never || !rule.NeedsHTTP() {
 		return ""
 	}
-	where := "on TCP ports, and on HTTP/2 connections, which Podseal passes on unread,"
+	where := "on TCP ports"
 	if p.Effect == policy.Allow {
 		return fmt.Sprintf("spec.rules[%d]: looks at HTTP: %s it allows nothing", i, where)
 	}

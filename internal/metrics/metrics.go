@@ -173,8 +173,8 @@ type HTTP struct {
 }
 
 type outcome struct {
-	code  int
-	flags string
+	code        int
+	grpc, flags string
 }
 
 type answered struct {
@@ -188,10 +188,19 @@ func (s *Set) HTTP(l Labels) *HTTP { return &HTTP{set: s, values: l.values()} }
 // Request counts one request with the status code of its response and Envoy's
 // flags for it, "-" when nothing went wrong.
 func (h *HTTP) Request(code int, flags string, took time.Duration) {
-	o := outcome{code, flags}
+	h.Call(code, "", flags, took)
+}
+
+// Call counts one call of gRPC, whose status is "" if there was none. What the status
+// is comes from the application: other than the known ones are not told apart.
+func (h *HTTP) Call(code int, grpc, flags string, took time.Duration) {
+	if n, err := strconv.Atoi(grpc); grpc != "" && (err != nil || n < 0 || n > 16) {
+		grpc = "2" // UNKNOWN
+	}
+	o := outcome{code, grpc, flags}
 	a, ok := h.known[o]
 	if !ok {
-		v := append(slices.Clone(h.values), strconv.Itoa(code), "")
+		v := append(slices.Clone(h.values), strconv.Itoa(code), grpc)
 		v[slices.Index(labelNames, "response_flags")] = cmp.Or(flags, "-")
 		a = answered{h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...)}
 		if h.known == nil {

@@ -225,24 +225,6 @@ func TestAccessBody(t *testing.T) {
 	}
 }
 
-// Contract 6.33, 6.34: HTTP/2 is carried as bytes, so it is judged as TCP.
-func TestAccessHTTP2(t *testing.T) {
-	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-	p := newPair(t, policy.HTTP, meshtest.Echo)
-	for _, denies := range []*policy.AuthorizationPolicy{deny("post", on(policy.RequestMethod, "POST")), allow("get", on(policy.RequestMethod, "GET"))} {
-		p.enforce(denies)
-		for _, c := range []net.Conn{p.dial(), p.connect(p.outsider(), p.app)} {
-			_, _ = io.WriteString(c, preface)
-			if err := ends(t, c); err == nil {
-				t.Errorf("%s: HTTP/2 ended in an orderly way, want a reset", denies.Name)
-			}
-		}
-	}
-	p.enforce(deny("post", on(policy.RequestMethod, "POST")), deny("get", policy.Rule{To: [][]policy.Match{{{On: policy.RequestMethod, Values: []string{"GET"}}, {On: policy.DestinationPort, Values: []string{"9"}}}}}))
-	p.enforce(deny("get", policy.Rule{To: [][]policy.Match{{{On: policy.RequestMethod, Values: []string{"GET"}}, {On: policy.DestinationPort, Values: []string{"9"}}}}}))
-	exchange(t, p.dial(), preface)
-}
-
 // Design D13, better than contract 6.10: a change cuts what is now denied, at once,
 // and nothing else.
 func TestAccessChangeCutsTheDenied(t *testing.T) {

@@ -44,6 +44,7 @@ type conn struct {
 	server *net.TCPConn
 	ended  bool // a reason was given, or the sockets were closed
 	checks []checkFunc
+	drain  func() // asks the client to send no more on this connection; or nil
 
 	carry func()   // what is left to do once the connection is set up: see proxy.serve
 	atEnd []func() // what is done last, in reverse order
@@ -138,6 +139,22 @@ func (c *conn) watch(check checkFunc) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.checks = append(c.checks, check)
+}
+
+// onDrain sets what is to be done when the proxy begins to drain. It may have begun.
+func (c *conn) onDrain(drain func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drain = drain
+}
+
+func (c *conn) startDraining() {
+	c.mu.Lock()
+	drain := c.drain
+	c.mu.Unlock()
+	if drain != nil {
+		drain()
+	}
 }
 
 // recheck cuts the connection if it is no longer allowed.

@@ -98,6 +98,13 @@ func (g *gate) ask(_ context.Context, q *gatedRequest) bool {
 	return j.Allowed
 }
 
+// open reports whether ask lets every request pass as it is, as policy is now.
+func (g *gate) open() bool { return g.Access() == nil }
+
+// waits reports whether ask may have to wait for somebody, as policy is now. If not,
+// the relay of HTTP/2 asks while the other requests of the connection wait.
+func (*gate) waits() bool { return false }
+
 // still reports whether a request that has passed may go on under this policy.
 // Request and Fields must be those that the application got. It changes nothing of
 // q, so it may be called while others read it.

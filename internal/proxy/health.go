@@ -63,7 +63,7 @@ func (p *proxy) metricsHandler() http.Handler {
 	mux.HandleFunc("/metrics", p.serveMerged)
 	mux.HandleFunc("/app-health/", p.serveProbe)
 	mux.HandleFunc("/app-lifecycle/", p.serveProbe)
-	mux.HandleFunc("/drain", localPost(func() { p.draining.Store(true) }))
+	mux.HandleFunc("/drain", localPost(func() { p.startDraining() }))
 	mux.HandleFunc("/quitquitquit", localPost(func() { p.quitOnce.Do(func() { close(p.quit) }) }))
 	return mux
 }

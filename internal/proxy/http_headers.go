@@ -110,22 +110,33 @@ func (h *httpRelay) appendRequestField(b []byte, f wire.Field, r *wire.RequestHe
 		drop, seen.decorated = true, true
 	case "te":
 		drop = !(wire.Field{Name: value}).Is("trailers")
-	case "http2-settings", "connection", "keep-alive", "proxy-connection", "upgrade", // contract 2.51
-		"x-envoy-peer-metadata", "x-envoy-peer-metadata-id", // contract 2.41
-		// What only a proxy may say (contract 2.52).
-		"x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-retriable-status-codes", "x-envoy-retriable-header-names",
-		"x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms", "x-envoy-upstream-rq-timeout-alt-response",
-		"x-envoy-upstream-alt-stat-name", "x-envoy-expected-rq-timeout-ms", "x-envoy-hedge-on-per-try-timeout",
-		"x-envoy-force-trace", "x-envoy-internal", "x-envoy-ip-tags", "x-envoy-original-path", "x-envoy-original-url",
-		"x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node":
+	case "http2-settings", "connection", "keep-alive", "proxy-connection", "upgrade": // contract 2.51
 		drop = true
 	default:
-		drop = wire.IsClientCert(b[start:]) // by another spelling
+		drop = proxyOnly(b[start:]) || wire.IsClientCert(b[start:]) // by another spelling
 	}
 	if drop {
 		return b[:start]
 	}
 	return append(append(append(b, ": "...), value...), "\r\n"...)
+}
+
+// proxyOnly reports whether a field, whose name is in lower case, is what only a
+// proxy may say and only another one is to hear (contract 2.41, 2.52).
+func proxyOnly[S string | []byte](name S) bool {
+	if len(name) < len("x-envoy-") || name[2] != 'e' {
+		return false
+	}
+	switch string(name) {
+	case "x-envoy-peer-metadata", "x-envoy-peer-metadata-id",
+		"x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-retriable-status-codes", "x-envoy-retriable-header-names",
+		"x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms", "x-envoy-upstream-rq-timeout-alt-response",
+		"x-envoy-upstream-alt-stat-name", "x-envoy-expected-rq-timeout-ms", "x-envoy-hedge-on-per-try-timeout",
+		"x-envoy-force-trace", "x-envoy-internal", "x-envoy-ip-tags", "x-envoy-original-path", "x-envoy-original-url",
+		"x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node":
+		return true
+	}
+	return false
 }
 
 // quotesClose reports whether every quote in a value is closed again, by readers that
@@ -156,28 +167,35 @@ func (h *httpRelay) appendXFCC(b, sent []byte) []byte {
 	if len(sent) > 0 {
 		b = append(append(b, sent...), ',')
 	}
-	b = append(append(b, "By="...), h.OwnURI...)
-	b = append(append(b, ";Hash="...), h.PeerCertHash...)
-	b = append(append(b, `;Subject="";URI=`...), h.PeerURI...)
-	return append(b, "\r\n"...)
+	return append(appendElement(b, h.OwnURI, h.PeerCertHash, h.PeerURI), "\r\n"...)
 }
 
-// appendRequestID appends a random UUID, version 4 (contract 2.43, RFC 9562).
+// appendElement appends the element itself.
+func appendElement(b []byte, own, hash, peer string) []byte {
+	b = append(append(b, "By="...), own...)
+	b = append(append(b, ";Hash="...), hash...)
+	return append(append(b, `;Subject="";URI=`...), peer...)
+}
+
 func (h *httpRelay) appendRequestID(b []byte) ([]byte, error) {
-	id := &h.id
-	if _, err := io.ReadFull(h.Rand, id[:]); err != nil {
+	b, err := appendUUID(append(b, "x-request-id: "...), h.Rand, &h.id)
+	return append(b, "\r\n"...), err
+}
+
+// appendUUID appends a random UUID, version 4 (contract 2.43, RFC 9562).
+func appendUUID(b []byte, random io.Reader, id *[16]byte) ([]byte, error) {
+	if _, err := io.ReadFull(random, id[:]); err != nil {
 		return nil, fmt.Errorf("make request id: %w", err)
 	}
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80
-	b = append(b, "x-request-id: "...)
 	for i, part := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
 		if i > 0 {
 			b = append(b, '-')
 		}
 		b = hex.AppendEncode(b, part)
 	}
-	return append(b, "\r\n"...), nil
+	return b, nil
 }
 
 // appendInterim appends a 1xx head as the client gets it (contract 2.58).

@@ -162,6 +162,8 @@ func (in *inbound) decide(ctx context.Context, first sight) {
 	switch {
 	case action == policy.Close:
 		in.c.cut(reason, errDetail(first.seen.String()+" is not accepted on this port")) // contract 2.17
+	case action == policy.ServeHTTP && first.kind == wire.H2C && (len(first.app) == 0 || speaksHTTP2(first.app)):
+		in.serveHTTP2(ctx, in.c.client, first)
 	case action == policy.ServeHTTP && first.kind != wire.H2C && len(first.app) == 0:
 		in.serveHTTP(ctx, in.c.client, first)
 	case action == policy.ServeHTTP, action == policy.ServeTCP:
@@ -190,6 +192,10 @@ func (in *inbound) terminate(ctx context.Context, action policy.Action, first si
 			return // the reason is noted
 		}
 	default:
+	}
+	if inside.kind == wire.H2C {
+		in.serveHTTP2(ctx, client, inside)
+		return
 	}
 	if inside.kind == wire.HTTP1 || (inside.kind == wire.HTTP10 && action == policy.TerminateHTTP) ||
 		(action == policy.TerminateHTTP && inside.kind == wire.NotHTTP && len(inside.app) == 0 && len(inside.client) > 0) {
@@ -248,7 +254,7 @@ func (in *inbound) lastWords() {
 // application may speak first there too; on an HTTP port it is enough to tell
 // HTTP/1 from HTTP/2.
 func (in *inbound) lookInside(ctx context.Context, action policy.Action, client *tlsconn.Conn, spoken []byte) (sight, error) {
-	if len(spoken) > 0 {
+	if len(spoken) > 0 && !speaksHTTP2(spoken) {
 		return sight{app: spoken}, nil // it did so already, before the handshake
 	}
 	s := sniffer{client: client, http: true, http10: in.p.worlds.world().Mesh.HTTP10, silence: in.p.idleTimeout()}
@@ -257,8 +263,13 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 			s.silence = probeTimeout
 		}
 	}
-	s.app = in.app
+	if len(spoken) == 0 {
+		s.app = in.app
+	}
 	inside, err := s.run()
+	if len(spoken) > 0 {
+		inside.app = spoken
+	}
 	switch {
 	case err == nil:
 		return inside, nil

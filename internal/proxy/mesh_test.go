@@ -161,17 +161,6 @@ func TestOutsideClientSeesDecorator(t *testing.T) {
 	}
 }
 
-// HTTP/2 reaches the application as it came, on a declared HTTP port too, so that
-// gRPC isn't broken by a wrong name (contract 2.59).
-func TestHTTP2IsCarriedAsBytes(t *testing.T) {
-	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-	p := newPair(t, policy.HTTP, meshtest.Echo)
-	exchange(t, p.dial(), preface)
-	exchange(t, p.connect(p.outsider(), p.app), preface)
-	p.mode(p.server, policy.Strict)
-	exchange(t, p.dial(), preface)
-}
-
 // Design D9, contract 2.7: an application that speaks first is heard at once, by
 // plaintext clients and by mesh clients, and by the latter never in plaintext.
 // Contract 2.6, 2.8, 3.7.

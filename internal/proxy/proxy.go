@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"podseal.io/podseal/internal/edges"
+	"podseal.io/podseal/internal/h2"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/metrics"
 	"podseal.io/podseal/internal/policy"
@@ -139,6 +140,7 @@ type proxy struct {
 	secrets     *secrets
 	tls         tlsconn.Pool
 	httpBuffers httpBuffers
+	h2Buffers   h2.Buffers
 	metrics     *metrics.Set
 	records     ring
 	edges       *edges.Table
@@ -270,7 +272,7 @@ func (p *proxy) announce(ctx context.Context) {
 // /drain the application has had its time already (contract 5.47), and after
 // POST /quitquitquit there is nothing to wait for (contract 5.48).
 func (p *proxy) drain(quit bool) {
-	told := p.draining.Swap(true)
+	told := p.startDraining()
 	if quit || told || p.cfg.Drain == 0 {
 		p.sockets.inbound.close()
 		p.log.Info("proxy stops at once", slog.Int("connections", len(p.conns.all())), slog.Bool("told_to_quit", quit))
@@ -294,6 +296,18 @@ func (p *proxy) drain(quit bool) {
 		return
 	}
 	p.log.Info("proxy drained, all connections have finished")
+}
+
+// startDraining asks clients to send their next requests elsewhere, and reports
+// whether that has been done before.
+func (p *proxy) startDraining() bool {
+	told := p.draining.Swap(true)
+	if !told {
+		for _, c := range p.conns.some() {
+			c.startDraining()
+		}
+	}
+	return told
 }
 
 func (p *proxy) cutAll() {

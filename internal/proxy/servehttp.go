@@ -7,6 +7,7 @@ import (
 	"errors"
 	"sync/atomic"
 
+	"podseal.io/podseal/internal/h2"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/wire"
@@ -66,9 +67,9 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 func (in *inbound) ended(err error) {
 	switch {
 	case err == nil:
-	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge):
+	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge), errors.Is(err, h2.ErrProtocol), errors.Is(err, h2.ErrFlood):
 		in.c.end(policy.BadRequest, err)
-	case errors.Is(err, errHTTPApp):
+	case errors.Is(err, errHTTPApp), errors.Is(err, h2.ErrApp):
 		in.c.end(policy.ConnectFailed, err)
 	default:
 		in.c.end(policy.None, err)

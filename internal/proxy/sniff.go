@@ -102,6 +102,8 @@ func (s *sniffer) watch() {
 	defer s.mu.Unlock()
 	s.app1 = buf[:n]
 	switch {
+	case speaksHTTP2(s.app1):
+		return // but it is the client that says whether it does, too
 	case n > 0, errors.Is(err, io.EOF):
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return // told to stop
@@ -197,6 +199,8 @@ func (s *sniffer) stopped(buf []byte, err error) (sight, error) {
 		return sight{}, fmt.Errorf("read from the client: %w", err)
 	}
 	switch {
+	case s.wait == waitHTTP && timeout && !s.spoke && wire.BeginsHTTP2(buf):
+		return sight{}, errSilent // as bytes the rest would make it HTTP/2 that nobody judges
 	case s.wait == waitHTTP:
 		return sight{seen: policy.PlainOther, client: buf}, nil // contract 2.6: it goes on as bytes
 	case s.wait == waitHello && timeout:

@@ -29,6 +29,12 @@ const (
 	preface   = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 )
 
+// BeginsHTTP2 reports whether b may be the beginning of the preface of HTTP/2.
+func BeginsHTTP2(b []byte) bool {
+	n := min(len(b), len(preface))
+	return string(b[:n]) == preface[:n]
+}
+
 // DetectHTTP says what the first bytes of a plaintext stream are (contract
 // 2.5). Only registered methods count, so that a client of another protocol
 // which says a word and waits is known at once and not waited for.
@@ -36,8 +42,8 @@ func DetectHTTP(b []byte) Detection {
 	if len(b) == 0 {
 		return NeedMore
 	}
-	if n := min(len(b), len(preface)); string(b[:n]) == preface[:n] {
-		if n < len(preface) {
+	if BeginsHTTP2(b) {
+		if len(b) < len(preface) {
 			return NeedMore
 		}
 		return H2C
