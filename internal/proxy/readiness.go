@@ -104,7 +104,7 @@ func (r *readiness) answer(c net.Conn) {
 			r.tell(c, &head)
 			return
 		case !errors.Is(err, wire.ErrShort) || len(b) >= maxReadyHead:
-			say(c, &wire.RequestHead{}, "400 Bad Request", "")
+			say(c, &wire.RequestHead{Head: wire.Head{Minor: 1}}, "400 Bad Request", "")
 			return
 		}
 		if len(b) == cap(b) {

@@ -31,7 +31,7 @@ func askReady(t *testing.T, notReady func() string, question string) (int, strin
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
-	if newer := strings.Contains(question, "HTTP/1.1"); newer && res.ProtoMinor != 1 || !newer && res.ProtoMinor != 0 {
+	if old := strings.Contains(question, "HTTP/1.0"); old == (res.ProtoMinor == 1) {
 		t.Errorf("the answer to %.80q is in %s", question, res.Proto)
 	}
 	if err != nil || !res.Close {
