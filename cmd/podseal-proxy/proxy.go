@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"podseal.io/podseal/internal/capture"
@@ -50,7 +51,9 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 		return code
 	}
 	debug.SetGCPercent(gcPercent)
-	cfg.Log = slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
+	out := &lines{w: stdout}
+	cfg.AccessLog = out
+	cfg.Log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
 	cfg.OnIdle = func(spare proxy.Spare) {
 		if spare&proxy.SpareGarbage != 0 {
 			debug.FreeOSMemory()
@@ -68,6 +71,18 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 		return 1
 	}
 	return 0
+}
+
+// lines is where several write whole lines.
+type lines struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
 }
 
 // proxyConfig reads flags and environment. A code that isn't negative ends the

@@ -180,6 +180,7 @@ func buildMesh(c Cluster) *workload.Mesh {
 		IdleTimeout:   c.Settings.IdleTimeout,
 		BundlePEM:     c.BundlePEM,
 		RootNamespace: c.RootNamespace,
+		AccessLog:     workload.AccessLog{Format: c.Settings.AccessLog.Format, JSON: c.Settings.AccessLog.JSON},
 	}
 	for _, alias := range c.Settings.TrustDomainAliases { // contract 4.4
 		if !slices.Contains(m.TrustDomains, alias) {

@@ -42,7 +42,8 @@ type conn struct {
 	mu     sync.Mutex
 	facts  Record
 	server *net.TCPConn
-	ended  bool // a reason was given, or the sockets were closed
+	local  netip.AddrPort // of the last server
+	ended  bool           // a reason was given, or the sockets were closed
 	checks []checkFunc
 	drain  func() // asks the client to send no more on this connection; or nil
 
@@ -80,6 +81,7 @@ func (c *conn) attach(server *net.TCPConn) error {
 		return errCut
 	}
 	c.server = server
+	c.local = addrPort(server.LocalAddr())
 	return nil
 }
 
@@ -100,6 +102,14 @@ func (c *conn) cut(reason policy.Reason, err error) {
 	if c.server != nil {
 		reset(c.server)
 	}
+}
+
+// serverLocal is our end of the connection to the server, the last if there were
+// several.
+func (c *conn) serverLocal() netip.AddrPort {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.local
 }
 
 // because notes why the connection ends. Callers hold mu.

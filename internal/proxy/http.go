@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -58,6 +60,7 @@ type httpRelay struct {
 	Rand           io.Reader         // for request ids; nil means crypto/rand
 	Now            func() time.Time  // nil means time.Now
 	OnRequest      func(RequestInfo) // called after each response, never twice at a time; or nil
+	KeepHeads      func() bool       // OnRequest wants heads; or nil
 	Draining       func() bool       // this proxy is shutting down; or nil
 	Received, Sent *atomic.Int64     // bytes from and to the client, counted as they pass; or nil
 
@@ -91,7 +94,16 @@ type RequestInfo struct {
 	Flags         string // Envoy's response flag: "-" UF UC UPE DPE DC
 	RequestBytes  int64  // head and body
 	ResponseBytes int64
+	Start         time.Time
 	Duration      time.Duration
+
+	Protocol                  string // HTTP/1.1
+	Details                   string // what answered, in Envoy's words
+	RequestBody, ResponseBody int64  // bytes; with heads unless KeepHeads wants those
+	// Request is the head as the application gets it, or would have; Response is
+	// that which the client gets. They are empty unless KeepHeads wants them, or
+	// where there is none, and are not to be kept.
+	Request, Response []byte
 }
 
 // httpExchange is one request with its response. Its owner is serve until begin
@@ -110,6 +122,11 @@ type httpExchange struct {
 	head      []byte // as sent to the application, with what was there of the body
 	started   time.Time
 	sent      time.Time
+	size      int64        // of the request's head as it came
+	seen      []byte       // the head as the application gets it, where it is kept
+	reply     []byte       // the head as the client gets it, where it is kept
+	replySize int64        // of it
+	details   string       // what answered; "" for the application
 	received  atomic.Int64 // bytes of the request
 
 	bodySent atomic.Bool
@@ -274,8 +291,22 @@ func (h *httpRelay) report(ex *httpExchange, status int, flags string, responseB
 	if h.OnRequest == nil {
 		return
 	}
+	received := ex.received.Load()
 	h.OnRequest(RequestInfo{
-		Method: ex.method, Status: status, Flags: flags, RequestBytes: ex.received.Load(),
-		ResponseBytes: responseBytes, Duration: h.Now().Sub(ex.started),
+		Method: ex.method, Status: status, Flags: flags, RequestBytes: received,
+		ResponseBytes: responseBytes, Start: ex.started, Duration: h.Now().Sub(ex.started),
+		Protocol: [...]string{"HTTP/1.0", "HTTP/1.1"}[ex.minor&1], Details: cmp.Or(ex.details, "via_upstream"),
+		RequestBody: max(0, received-ex.size), ResponseBody: max(0, responseBytes-ex.replySize),
+		Request: ex.seen, Response: ex.reply,
 	})
+}
+
+func (h *httpRelay) keepHeads() bool { return h.KeepHeads != nil && h.KeepHeads() }
+
+// noteReply remembers the head of a response that is about to be sent.
+func (h *httpRelay) noteReply(response []byte) {
+	if h.keepHeads() {
+		end := bytes.Index(response, []byte("\r\n\r\n")) + len("\r\n")
+		h.ex.reply, h.ex.replySize = append(h.ex.reply[:0], response[:end]...), int64(end+len("\r\n"))
+	}
 }

@@ -58,6 +58,9 @@ func (h *httpRelay) register(head []byte) bool {
 
 // deny answers a request that may not pass (contract 6.38).
 func (h *httpRelay) deny(r *refusal) bool {
+	if r == &denied {
+		h.ex.details = deniedDetails(h.asked.judgement.Rule)
+	}
 	return h.answer(&localReply{status: r.Status, reason: http.StatusText(r.Status), body: r.Body, header: r.Header, flag: r.Flag, routed: true})
 }
 

@@ -312,6 +312,22 @@ type localReply struct {
 	routed, upstream bool   // the request had a route; the application failed
 }
 
+// details is what Envoy would say of such an answer.
+func (a *localReply) details() string {
+	switch a.flag {
+	case "UF":
+		return "upstream_reset_before_response_started{remote_connection_failure}"
+	case "UC":
+		return "upstream_reset_before_response_started{connection_termination}"
+	case "UPE":
+		return "upstream_reset_before_response_started{protocol_error}"
+	case "DPE":
+		return "http1.codec_error"
+	default:
+		return "direct_response"
+	}
+}
+
 // appendLocal appends a response of our own.
 func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, a *localReply, now time.Time) []byte {
 	b = append(b, "HTTP/1."...)

@@ -93,6 +93,9 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	}
 	ex.decorated = decorated
 	head, allowed := h.judge(ctx, head)
+	if ex.size = int64(size); h.keepHeads() {
+		ex.seen = head
+	}
 	body := newHTTPBody(r.Body)
 	ex.replay = body.done() && safeMethod(ex.method)
 	h.in.take(size)
@@ -152,6 +155,7 @@ func (h *httpRelay) reset(ex *httpExchange, r *wire.RequestHead) {
 	ex.started = h.Now()
 	ex.sent = ex.started
 	ex.received.Store(0)
+	ex.size, ex.seen, ex.reply, ex.replySize, ex.details = 0, nil, ex.reply[:0], 0, ""
 }
 
 // methodName is the method as a string, without allocation for the usual ones.

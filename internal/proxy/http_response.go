@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -129,6 +130,7 @@ func (h *httpRelay) parseResponse() (int, error) {
 // writeResponse sends the head and, in the same piece, what is there of the body.
 func (h *httpRelay) writeResponse(body *httpBody) error {
 	b := h.appendResponse(h.response[:0], &h.resp, &h.ex, h.Now())
+	h.noteReply(b)
 	there := h.out.bytes()
 	there = there[:min(len(there), httpCoalesce)]
 	n, err := body.advance(there)
@@ -226,6 +228,8 @@ func (h *httpRelay) answer(a *localReply) bool {
 	h.mu.Unlock()
 	ex.keep = ex.keep && !h.draining()
 	h.response = h.appendLocal(h.response[:0], ex, a, h.Now())
+	h.noteReply(h.response)
+	ex.details = cmp.Or(ex.details, a.details())
 	err := h.write(h.response)
 	h.report(ex, a.status, a.flag, int64(len(h.response)))
 	if err != nil {

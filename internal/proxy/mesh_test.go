@@ -35,12 +35,19 @@ type pair struct {
 
 func newPair(t testing.TB, proto policy.Protocol, app func(*net.TCPConn)) *pair {
 	t.Helper()
+	same := func(*Config) {}
+	return newPairWith(t, proto, app, same, same)
+}
+
+// newPairWith changes the settings of the two proxies.
+func newPairWith(t testing.TB, proto policy.Protocol, app func(*net.TCPConn), inside, outside func(*Config)) *pair {
+	t.Helper()
 	m := newTestMesh(t)
 	p := &pair{testMesh: m, client: m.pod("client"), server: m.pod("web"), service: vip(80)}
 	p.app = meshtest.Serve(t, p.server.Addresses[0], app)
 	m.world.Service("web", p.service, proto, p.app.Port(), p.server)
-	p.inside = m.start(p.server)
-	p.clientSide = m.start(p.client)
+	p.inside = m.start(p.server, inside)
+	p.clientSide = m.start(p.client, outside)
 	return p
 }
 

@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -106,6 +107,8 @@ type Config struct {
 	// ready, then every half a minute in which it carries nothing, connections or
 	// not, and after a burst of new connections. nil is nothing.
 	OnIdle func(Spare)
+	// AccessLog is where the access log goes, one Write for each line. nil is nowhere.
+	AccessLog io.Writer
 	// Now is the time that certificates are checked against. nil is time.Now.
 	Now func() time.Time
 }
@@ -143,6 +146,7 @@ type proxy struct {
 	h2Buffers   h2.Buffers
 	metrics     *metrics.Set
 	records     ring
+	accessLog   accessLog
 	edges       *edges.Table
 	told        atomic.Pointer[told]
 	started     time.Time
@@ -177,6 +181,7 @@ func newProxy(cfg Config) (*proxy, error) {
 		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
 		edges: edges.NewTable(edges.MaxEdges), started: time.Now(),
 	}
+	p.accessLog.out, p.accessLog.hostname = cfg.AccessLog, cfg.Pod
 	var err error
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {
 		return nil, err
@@ -194,6 +199,7 @@ func (p *proxy) worldChanged(w *workload.World) {
 	if err := p.creds.trust(w.Mesh.BundlePEM, w.Mesh.TrustDomains); err != nil {
 		p.log.Error("roots of the mesh can't be read, the old ones stay", slog.String("error", err.Error()))
 	}
+	p.accessLog.set(w.Mesh.AccessLog, p.log)
 	p.conns.recheck(w, p.creds.current.Load())
 }
 
@@ -369,6 +375,7 @@ func (p *proxy) finish(ctx context.Context, c *conn) {
 	p.countEnd(c, &r, time.Now())
 	p.records.add(r)
 	r.log(ctx, p.log)
+	p.logConnection(c, &r)
 }
 
 // ownWorkload waits until the world is known: a proxy that knows no policy yet

@@ -41,7 +41,9 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 		OnRequest: func(r RequestInfo) {
 			in.c.requests.Add(1)
 			count.Request(r.Status, r.Flags, r.Duration)
+			in.logRequest(&r)
 		},
+		KeepHeads: in.p.accessLog.on,
 	}
 	if in.app != nil {
 		h.App = in.app

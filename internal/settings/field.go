@@ -48,6 +48,7 @@ func trafficFields() []field {
 		{path: "dataPlane.proxyConfig.idleTimeout", before3: "proxyConfig.idleTimeout", def: "1h", honoured: true, read: func(p *parser, path string, v any) {
 			p.duration(path, v, &p.out.IdleTimeout)
 		}},
+		{path: "dataPlane.accessLog", honoured: true, read: (*parser).accessLog},
 		{path: "dataPlane.trafficRedirectionSetupMode", def: "InitContainer", honoured: true, read: func(p *parser, path string, v any) {
 			if p.oneOf(path, v, "InitContainer", "CNIPlugin") == "CNIPlugin" {
 				p.fault(path, v, "not available in this version; write InitContainer")
@@ -105,7 +106,6 @@ func resourceFields() []field {
 func ignoredFields() []field {
 	table := []field{
 		{path: "auth.password", until: 1, read: ignored},
-		{path: "dataPlane.accessLog", read: ignored},
 		{path: "highAvailability", read: ignored},
 		{path: "nodeSelector", read: ignored},
 		{path: "tolerations", read: ignored},

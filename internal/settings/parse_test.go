@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"podseal.io/podseal/api/deckhouse/v1alpha1"
+	"podseal.io/podseal/internal/accesslog"
 )
 
 func netipCmp() cmp.Option {
@@ -87,6 +88,27 @@ func TestParseAccepts(t *testing.T) {
 			want: func(s *Settings) {
 				s.Sidecar.RequestCPU, s.Sidecar.RequestMemory, s.Sidecar.LimitCPU = "500m", "64Mi", "1"
 			},
+		},
+		{ // contract 7.10, 7.11
+			name: "access log", spec: `{version: 2, settings: {dataPlane: {accessLog: {}}}}`,
+			want: func(s *Settings) { s.AccessLog = AccessLog{Format: accesslog.Default(false)} },
+		},
+		{
+			name: "access log, text", spec: `{version: 3, settings: {dataPlane: {accessLog: {type: Text, textFormat: "%START_TIME% %REQ(COOKIE)% %FOO%\n", jsonLabels: {a: b}}}}}`,
+			want: func(s *Settings) { s.AccessLog = AccessLog{Format: "%START_TIME% %REQ(COOKIE)% %FOO%\n"} },
+			warnings: []string{
+				"settings.dataPlane.accessLog.jsonLabels: has no effect beside type Text and textFormat",
+				"settings.dataPlane.accessLog.textFormat: %FOO% is not known, and writes nothing",
+				"settings.dataPlane.accessLog.textFormat: %REQ(COOKIE)% may hold a secret, and writes nothing",
+			},
+		},
+		{ // contract 7.12
+			name: "access log, JSON", spec: `{version: 3, settings: {dataPlane: {accessLog: {type: JSON, jsonLabels: {b: "%PROTOCOL%", a: 1}}}}}`,
+			want: func(s *Settings) { s.AccessLog = AccessLog{JSON: true, Format: `{"a":1,"b":"%PROTOCOL%"}`} },
+		},
+		{
+			name: "access log, JSON of Istio", spec: `{version: 3, settings: {dataPlane: {accessLog: {type: JSON, jsonFormat: {}}}}}`,
+			want: func(s *Settings) { s.AccessLog = AccessLog{JSON: true, Format: accesslog.Default(true)} },
 		},
 		{ // contract 5.3: what Deckhouse's labels call a control plane
 			name: "revisions", spec: `{version: 1, settings: {globalVersion: "1.27", additionalVersions: ["1.25", 1.21, "1.27"]}}`,
@@ -158,6 +180,10 @@ version: missing: settings need the version of the schema that they are written 
 		{"ended", "{version: 2, settings: {auth: {password: a}}}", "settings.auth.password: unknown setting in version 2: it ended with version 1"},
 		{"tlsMode", "{version: 2, settings: {tlsMode: Mutual}}", "settings.tlsMode: unknown setting: it is gone; whether mutual TLS is required is now said by PeerAuthentication objects (spec.mtls.mode)"},
 		{"CNI", "{version: 3, settings: {dataPlane: {trafficRedirectionSetupMode: CNIPlugin}}}", `settings.dataPlane.trafficRedirectionSetupMode: "CNIPlugin": not available in this version; write InitContainer`},
+		{"access log", `{version: 3, settings: {dataPlane: {accessLog: {typ: Text, textFormat: "%REQ(A"}}}}`, "settings.dataPlane.accessLog.textFormat: %REQ: there is no closing parenthesis\nsettings.dataPlane.accessLog.typ: unknown setting; did you mean type?"},
+		{"access log, type", `{version: 3, settings: {dataPlane: {accessLog: {type: json}}}}`, `settings.dataPlane.accessLog.type: "json": write Text or JSON`},
+		{"access log, labels", `{version: 3, settings: {dataPlane: {accessLog: {type: JSON, jsonLabels: [a]}}}}`, `settings.dataPlane.accessLog.jsonLabels: ["a"]: write an object of names and formats`},
+		{"access log, no object", `{version: 3, settings: {dataPlane: {accessLog: true}}}`, "settings.dataPlane.accessLog: true: write an object with type, textFormat and jsonLabels"},
 		{
 			"all at once", `{version: 3, settings: {outboundTrafficPolicyMode: Any, dataPlane: {enableHTTP10: "yes", proxyConfig: {idleTimeout: 1d}},
 				sidecar: {includeOutboundIPRanges: [], excludeOutboundIPRanges: [10.0.0.1, 7], excludeInboundPorts: ["70000", "0", x], excludeOutboundPorts: "80",

@@ -25,6 +25,7 @@ type Settings struct {
 	HTTP10       bool          `json:"http10"`
 	IdleTimeout  time.Duration `json:"idleTimeout"`
 
+	AccessLog    AccessLog    `json:"accessLog,omitzero"`
 	Sidecar      Sidecar      `json:"sidecar"`
 	CA           CA           `json:"ca"`
 	ControlPlane ControlPlane `json:"controlPlane"`
@@ -53,6 +54,13 @@ type Sidecar struct {
 	LimitMemory   string `json:"limitMemory,omitempty"`
 	// HoldApplication is holdApplicationUntilProxyStarts.
 	HoldApplication bool `json:"holdApplication"`
+}
+
+// AccessLog is what proxies write about each request and connection. An empty
+// format is no log. Else [accesslog.Parse] takes it.
+type AccessLog struct {
+	JSON   bool   `json:"json"`
+	Format string `json:"format"`
 }
 
 // CA is a plugged-in CA (PEM). All empty: the control plane makes a root of its own.

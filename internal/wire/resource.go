@@ -216,6 +216,9 @@ func serviceFromProto(m *meshv1.Service) (*workload.Service, error) {
 	return s, f.err()
 }
 
+// maxAccessLog bounds the format of the access log.
+const maxAccessLog = 32 << 10
+
 // AppendMesh appends the encoding of m, which is the same for equal values. The
 // idle timeout travels in whole seconds, rounded up. It refuses what ParseMesh
 // would refuse, with all faults joined.
@@ -235,6 +238,8 @@ func AppendMesh(b []byte, m *workload.Mesh) ([]byte, error) {
 		IdleTimeoutSeconds: seconds,
 		Bundle:             m.BundlePEM,
 		RootNamespace:      m.RootNamespace,
+		AccessLog:          m.AccessLog.Format,
+		AccessLogJson:      m.AccessLog.JSON,
 	}
 	if _, err := meshFromProto(p); err != nil {
 		return nil, fmt.Errorf("encode mesh: %w", err)
@@ -274,6 +279,7 @@ func meshFromProto(p *meshv1.Mesh) (*workload.Mesh, error) {
 		_, err := identity.ParseBundle(p.GetBundle())
 		f.add(err)
 	}
+	f.require(len(p.GetAccessLog()) <= maxAccessLog, "the format of the access log is longer than %d bytes", maxAccessLog)
 	return &workload.Mesh{
 		TrustDomains:  p.GetTrustDomains(),
 		ClusterDomain: p.GetClusterDomain(),
@@ -282,6 +288,7 @@ func meshFromProto(p *meshv1.Mesh) (*workload.Mesh, error) {
 		IdleTimeout:   time.Duration(seconds) * time.Second,
 		BundlePEM:     p.GetBundle(),
 		RootNamespace: p.GetRootNamespace(),
+		AccessLog:     workload.AccessLog{Format: p.GetAccessLog(), JSON: p.GetAccessLogJson()},
 	}, f.err()
 }
 

@@ -61,6 +61,7 @@ func fullMesh(t testing.TB) *workload.Mesh {
 	return &workload.Mesh{
 		TrustDomains: []string{"cluster.local", "old.example"}, ClusterDomain: "cluster.local",
 		Outbound: workload.RegistryOnly, HTTP10: true, IdleTimeout: time.Hour, BundlePEM: rootPEM(t), RootNamespace: "d8-istio",
+		AccessLog: workload.AccessLog{Format: "{}", JSON: true},
 	}
 }
 

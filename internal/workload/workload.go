@@ -91,6 +91,14 @@ type Mesh struct {
 	IdleTimeout   time.Duration // of a TCP connection (contract 2.36); 0 means 1 h
 	BundlePEM     []byte        // the roots in force
 	RootNamespace string        // whose DestinationRules are for all (contract 3.39)
+	AccessLog     AccessLog
+}
+
+// AccessLog is the format of the log of requests and connections. An empty format is
+// no log.
+type AccessLog struct {
+	Format string
+	JSON   bool // Format is a JSON object
 }
 
 // World is everything that a proxy knows. Build it with NewWorld.

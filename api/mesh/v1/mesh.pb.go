@@ -742,6 +742,9 @@ type Mesh struct {
 	// PEM of the roots in force.
 	Bundle        []byte `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	RootNamespace string `protobuf:"bytes,20,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
+	// Format of the access log; empty is none. A JSON object, or text.
+	AccessLog     string `protobuf:"bytes,30,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	AccessLogJson bool   `protobuf:"varint,31,opt,name=access_log_json,json=accessLogJson,proto3" json:"access_log_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -823,6 +826,20 @@ func (x *Mesh) GetRootNamespace() string {
 		return x.RootNamespace
 	}
 	return ""
+}
+
+func (x *Mesh) GetAccessLog() string {
+	if x != nil {
+		return x.AccessLog
+	}
+	return ""
+}
+
+func (x *Mesh) GetAccessLogJson() bool {
+	if x != nil {
+		return x.AccessLogJson
+	}
+	return false
 }
 
 type ClientTLS struct {
@@ -1811,7 +1828,7 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\bworkload\x18\x04 \x01(\tR\bworkload\x1a:\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x98\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xdf\x02\n" +
 	"\x04Mesh\x12#\n" +
 	"\rtrust_domains\x18\x01 \x03(\tR\ftrustDomains\x12%\n" +
 	"\x0ecluster_domain\x18\x02 \x01(\tR\rclusterDomain\x12;\n" +
@@ -1819,7 +1836,10 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x06http10\x18\x04 \x01(\bR\x06http10\x120\n" +
 	"\x14idle_timeout_seconds\x18\x05 \x01(\x03R\x12idleTimeoutSeconds\x12\x16\n" +
 	"\x06bundle\x18\x06 \x01(\fR\x06bundle\x12%\n" +
-	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\"\xd3\x02\n" +
+	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\x12\x1d\n" +
+	"\n" +
+	"access_log\x18\x1e \x01(\tR\taccessLog\x12&\n" +
+	"\x0faccess_log_json\x18\x1f \x01(\bR\raccessLogJson\"\xd3\x02\n" +
 	"\tClientTLS\x122\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1e.podseal.mesh.v1.ClientTLSModeR\x04mode\x12\x10\n" +
 	"\x03sni\x18\x02 \x01(\tR\x03sni\x12*\n" +
