@@ -44,6 +44,7 @@ func policyKinds() []schema.GroupVersionKind {
 		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindPeerAuthentication},
 		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindAuthorizationPolicy},
 		{Group: "networking.istio.io", Version: "v1", Kind: discovery.KindDestinationRule},
+		{Group: "networking.istio.io", Version: "v1", Kind: discovery.KindServiceEntry},
 	}
 }
 
@@ -112,8 +113,19 @@ func trimPod(obj any) (any, error) {
 			ServiceAccountName: pod.Spec.ServiceAccountName, NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
 			Containers: trimContainers(pod.Spec.Containers), InitContainers: trimContainers(pod.Spec.InitContainers),
 		},
-		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs},
+		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs, Conditions: trimConditions(pod.Status.Conditions)},
 	}, nil
+}
+
+// trimConditions keeps whether a pod is ready: those that ServiceEntries select have
+// no EndpointSlice that says so.
+func trimConditions(all []corev1.PodCondition) []corev1.PodCondition {
+	for _, c := range all {
+		if c.Type == corev1.PodReady {
+			return []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return nil
 }
 
 // trimNode keeps what says which addresses are a node's.

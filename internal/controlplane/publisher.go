@@ -207,7 +207,7 @@ func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	resources, verdicts := discovery.Build(c)
-	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies, c.DestinationRules), verdicts)
+	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies, c.DestinationRules, c.ServiceEntries), verdicts)
 	changed := false
 	// What holds for all goes first: a proxy then never meets a peer whose root it
 	// lacks, or its own pod following a policy that it doesn't know. Rules go before

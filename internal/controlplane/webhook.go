@@ -231,15 +231,21 @@ func (h *webhooks) judge(kind string, obj *unstructured.Unstructured) (faults []
 	case discovery.KindAuthorizationPolicy:
 		faults, warnings = discovery.ValidateAuthorizationPolicy(obj, h.rootNamespace)
 	case discovery.KindDestinationRule:
-		domain := settings.Default("").ClusterDomain
-		if s, err := h.authority.Settings(); err == nil {
-			domain = s.ClusterDomain
-		}
-		faults, warnings = discovery.ValidateDestinationRule(obj, domain)
+		faults, warnings = discovery.ValidateDestinationRule(obj, h.clusterDomain())
+	case discovery.KindServiceEntry:
+		faults, warnings = discovery.ValidateServiceEntry(obj, h.clusterDomain())
 	default:
 		return nil, nil, false
 	}
 	return faults, warnings, true
+}
+
+// clusterDomain is that of the settings in force, or what holds without any.
+func (h *webhooks) clusterDomain() string {
+	if s, err := h.authority.Settings(); err == nil {
+		return s.ClusterDomain
+	}
+	return settings.Default("").ClusterDomain
 }
 
 // notEnforced warns by name about what Podseal knows of but doesn't do.

@@ -74,7 +74,7 @@ func (r *reader) host(spec map[string]any, namespace, clusterDomain string) stri
 	case !strings.Contains(host, "."):
 		return strings.ToLower(host) + "." + namespace + inCluster
 	case !strings.HasSuffix(strings.ToLower(host), inCluster):
-		r.warn(at, "%s is taken as a full name, and no Service has it: traffic to hosts outside of the cluster is passed on as the application sends it, and what this object says has no effect on it (of a Service, write the short name, or the full one that ends in %s)",
+		r.warn(at, "%s is taken as a full name, and no Service has it: it counts if a ServiceEntry names it among its hosts, and has no effect otherwise (of a Service, write the short name, or the full one that ends in %s)",
 			host, inCluster)
 	}
 	return strings.ToLower(host)

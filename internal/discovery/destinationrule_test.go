@@ -162,7 +162,7 @@ func TestDestinationRules(t *testing.T) {
 		"shop/full":    {Accepted: true, Reason: ReasonAccepted, Workloads: 1, Message: "in force for web.shop.svc.cluster.local, services of that name: 1, at 1 workload"},
 		"shop/old":     {Accepted: true, Reason: ReasonAccepted, Message: "in force for web.shop.svc.cluster.local, services of that name: 1; DISABLE: clients send plaintext"},
 		"shop/young":   {Reason: ReasonShadowed, Message: "old is older (or first by name) and is the one in force for web.shop.svc.cluster.local: put both into one"},
-		"shop/nobody":  {Reason: ReasonNoEffect, Message: "no Service has the name other.shop.svc.cluster.local"},
+		"shop/nobody":  {Reason: ReasonNoEffect, Message: "no Service and no ServiceEntry has the name other.shop.svc.cluster.local"},
 		root + "/wide": {Accepted: true, Reason: ReasonAccepted, Message: "in force for *.local, services of that name: 1"},
 		"shop/bad":     {Reason: ReasonInvalid, Message: "spec.host: is missing; name the service · it is left out"},
 	} {

@@ -38,6 +38,8 @@ type Cluster struct {
 	AuthorizationPolicies []*unstructured.Unstructured
 	// DestinationRules as they are now.
 	DestinationRules []*unstructured.Unstructured
+	// ServiceEntries likewise.
+	ServiceEntries []*unstructured.Unstructured
 	// LastGood has earlier versions of policies, by key: the one in force while the
 	// present one is wrong.
 	LastGood map[Key]*unstructured.Unstructured
@@ -57,6 +59,8 @@ func (c *Cluster) PoliciesOf(kind string) *[]*unstructured.Unstructured {
 		return &c.AuthorizationPolicies
 	case KindDestinationRule:
 		return &c.DestinationRules
+	case KindServiceEntry:
+		return &c.ServiceEntries
 	default:
 		return nil
 	}
@@ -101,6 +105,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 	verdicts := Verdicts{}
 	policies := buildPolicies(c, verdicts)
 	access, rules := buildAccess(c, verdicts), buildRules(c, verdicts)
+	entries := buildEntries(c, verdicts)
 	services := orderServices(c.Services)
 	res := Resources{
 		wire.TypeWorkload: make(map[string][]byte, len(c.Pods)),
@@ -109,6 +114,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 
 		wire.TypeAuthorizationPolicy: make(map[string][]byte, len(c.AuthorizationPolicies)),
 		wire.TypeDestinationRule:     make(map[string][]byte, len(rules.all)),
+		wire.TypeServiceEntry:        make(map[string][]byte, len(entries.all)),
 	}
 
 	pods := &podBuilder{
@@ -135,6 +141,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 			verdicts[key] = Verdict{Reason: ReasonNoIdentity, Message: err.Error()}
 			continue
 		}
+		entries.selecting(pod, w.Addresses)
 		put(res[wire.TypeWorkload], verdicts, key, w, wire.AppendWorkload)
 	}
 
@@ -149,7 +156,8 @@ func Build(c Cluster) (Resources, Verdicts) {
 		put(res[wire.TypeService], verdicts, key, s, wire.AppendService)
 		told = append(told, s)
 	}
-	rules.put(res[wire.TypeDestinationRule], verdicts, told)
+	entries.put(res[wire.TypeServiceEntry], verdicts)
+	rules.put(res[wire.TypeDestinationRule], verdicts, told, entries.hosts())
 
 	if b, err := wire.AppendMesh(nil, buildMesh(c)); err == nil {
 		res[wire.TypeMesh][MeshName] = b

@@ -76,27 +76,32 @@ func (s *ruleSet) selecting(pod *corev1.Pod) []string {
 }
 
 // put encodes the rules, and says what becomes of each.
-func (s *ruleSet) put(into map[string][]byte, verdicts Verdicts, services []*workload.Service) {
+func (s *ruleSet) put(into map[string][]byte, verdicts Verdicts, services []*workload.Service, hosts []string) {
 	for i := range s.all {
 		d := &s.all[i]
 		key := Key{KindDestinationRule, d.rule.Namespace, d.rule.Name}
 		if _, bad := verdicts[key]; !bad {
-			verdicts[key] = s.judge(i, services)
+			verdicts[key] = s.judge(i, services, hosts)
 		}
 		put(into, verdicts, key, d.rule, wire.AppendDestinationRule)
 	}
 }
 
-func (s *ruleSet) judge(i int, services []*workload.Service) Verdict {
+func (s *ruleSet) judge(i int, services []*workload.Service, hosts []string) Verdict {
 	d := &s.all[i]
 	matched := 0
+	for _, host := range hosts {
+		if d.matches(host) {
+			matched++
+		}
+	}
 	for _, svc := range services {
 		if d.matches(svc.Hostname) {
 			matched++
 		}
 	}
 	if matched == 0 {
-		return Verdict{Reason: ReasonNoEffect, Message: fmt.Sprintf("no Service has the name %s", d.rule.Host)}
+		return Verdict{Reason: ReasonNoEffect, Message: fmt.Sprintf("no Service and no ServiceEntry has the name %s", d.rule.Host)}
 	}
 	if !d.rule.Selective && d.rule.Policy != nil {
 		for _, older := range s.all[:i] {

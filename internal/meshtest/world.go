@@ -21,6 +21,7 @@ type World struct {
 	Services  []*workload.Service
 	Access    []*policy.AuthorizationPolicy
 	Rules     []*workload.DestinationRule
+	Entries   []*workload.Entry
 }
 
 // NewWorld trusts the roots of a CA and knows nobody.
@@ -86,6 +87,11 @@ func (w *World) Tell(tb testing.TB, handle func(typeURL string, upserts []xds.Re
 	for _, r := range w.Rules {
 		body, err := wire.AppendDestinationRule(nil, r)
 		tell(wire.TypeDestinationRule, r.Namespace+"/"+r.Name, body, err)
+	}
+	handle(wire.TypeServiceEntry, nil, nil)
+	for _, e := range w.Entries {
+		body, err := wire.AppendServiceEntry(nil, e)
+		tell(wire.TypeServiceEntry, e.Key(), body, err)
 	}
 	for _, s := range w.Services {
 		body, err := wire.AppendService(nil, s)

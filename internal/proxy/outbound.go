@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -50,7 +51,11 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	c.note(func(r *Record) { r.SourceWorkload = own.UID })
 
 	q := question{dst: dst, own: p.isOwn, client: own, source: addrPort(c.client.RemoteAddr()).Addr(), pick: p.balance.pick}
-	to := p.route(c, q)
+	to, err := p.find(ctx, c, &q)
+	if err != nil {
+		c.cut(policy.NoDestination, err)
+		return
+	}
 	if to.verdict == refused {
 		c.cut(to.reason, errDetail(to.detail))
 		return
@@ -70,7 +75,7 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 		_ = server.Close() // it may have been closed before
 		p.balance.add(endpoint, -1)
 	})
-	if to = p.settle(c, dst, to); to.verdict == refused {
+	if to = p.settle(c, own, dst, to); to.verdict == refused {
 		return // the reason is noted
 	}
 	c.note(func(r *Record) { r.Local = addrPort(server.LocalAddr()) })
@@ -82,16 +87,20 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 
 // settle watches the connection from now on and decides again: dialling takes
 // its time, in which the world may have learned who is at the endpoint.
-func (p *proxy) settle(c *conn, dst netip.AddrPort, to routing) routing {
+func (p *proxy) settle(c *conn, own *workload.Workload, dst netip.AddrPort, to routing) routing {
 	var encrypted atomic.Bool
 	encrypted.Store(to.verdict == mesh || to.verdict == originate)
-	endpoint := to.endpoint
+	o := opened{dst: dst, endpoint: to.endpoint, namespace: own.Namespace}
+	if to.entry.Entry != nil {
+		entry := to.entry
+		o.entry = &entry
+	}
 	explicit := to.explicit
 	c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
 		if explicit {
 			return policy.None // the server decides whether it takes what the rule wants
 		}
-		return stillAllowed(w, dst, endpoint, encrypted.Load())
+		return stillAllowed(w, o, encrypted.Load())
 	})
 	now := confirm(p.worlds.world(), to)
 	encrypted.Store(now.verdict == mesh || now.verdict == originate)
@@ -206,6 +215,29 @@ func (p *proxy) tried(to routing, err error) {
 	default:
 		p.balance.outliers.worked(b, to.conduct.Outlier)
 	}
+}
+
+// find routes, and finds out what that needs: the host that the first bytes name,
+// addresses of hosts. What it has found is in q.
+func (p *proxy) find(ctx context.Context, c *conn, q *question) (routing, error) {
+	for range 4 { // the name; addresses, to find the host; its own addresses; the answer
+		to := p.route(c, *q)
+		if !to.lacks.any() {
+			return to, nil
+		}
+		if to.lacks.name {
+			name, err := peekName(ctx, c.client)
+			if err != nil {
+				return to, fmt.Errorf("look at the first bytes: %w", err)
+			}
+			q.looked, q.name = true, name
+			continue
+		}
+		found := p.resolver.addresses(ctx, to.lacks.hosts)
+		maps.Copy(found, q.resolved)
+		q.resolved = found
+	}
+	return routing{}, errDetail("the ServiceEntries of the destination changed all the time")
 }
 
 func (p *proxy) route(c *conn, q question) routing {

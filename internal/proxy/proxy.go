@@ -101,6 +101,8 @@ type Config struct {
 	// Dial connects; from is the source address, or invalid for any. nil is
 	// the kernel's.
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
+	// Lookup resolves a host of a ServiceEntry. nil is the pod's resolver.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Random returns a number from 0 to below n; it must be safe for concurrent use.
 	Random func(n int) int
 	// OnIdle is called with what can be given back: when the proxy has become
@@ -141,6 +143,7 @@ type proxy struct {
 	conns       *conns
 	balance     *balancer
 	secrets     *secrets
+	resolver    *resolver
 	tls         tlsconn.Pool
 	httpBuffers httpBuffers
 	h2Buffers   h2.Buffers
@@ -173,6 +176,9 @@ func newProxy(cfg Config) (*proxy, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Lookup == nil {
+		cfg.Lookup = lookupHost
+	}
 	if cfg.Dial == nil {
 		cfg.Dial = dialKernel
 	}
@@ -187,6 +193,7 @@ func newProxy(cfg Config) (*proxy, error) {
 		return nil, err
 	}
 	p.secrets = newSecrets(cfg.API, cfg.Namespace, time.Now)
+	p.resolver = newResolver(cfg.Lookup, time.Now)
 	p.tls.Limit = min(maxRecordBuffers, debug.SetMemoryLimit(-1)/4) // reads GOMEMLIMIT
 	p.creds = newCredentials(cfg.Now, func(snap *identity.Snapshot) { p.conns.recheck(p.worlds.world(), snap) })
 	p.worlds = newWorldStore(cfg.Namespace+"/"+cfg.Pod, p.worldChanged)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
@@ -36,7 +37,10 @@ type routing struct {
 	detail   string             // refused: what people should know beside the reason
 	peer     *workload.Workload // the pod at endpoint, if it is known
 	service  workload.ServiceRef
-	balanced bool // endpoint was chosen among those of a service
+	entry    workload.EntryRef // of a ServiceEntry, if that led here
+	host     string            // the host that the application named, if that was looked at
+	lacks    lack              // what is to be found out before there is an answer
+	balanced bool              // endpoint was chosen among those of a service
 }
 
 // question is what route is asked.
@@ -47,6 +51,11 @@ type question struct {
 	exclude netip.AddrPort            // an endpoint that has just failed
 	source  netip.Addr                // where the connection comes from
 	pick    picker                    // chooses among ready endpoints
+
+	// What was found out for ServiceEntries.
+	looked   bool // at the first bytes
+	name     string
+	resolved map[string][]netip.Addr
 }
 
 // portKey names a service port.
@@ -73,7 +82,7 @@ func route(w *workload.World, q question) routing {
 		return routing{verdict: refused, reason: policy.NoDestination, detail: "the original destination is this proxy itself"} // contract 3.3
 	}
 	if ref, ok := w.ServiceAt(q.dst); ok {
-		return routeService(w, q, ref)
+		return routeService(w, q, ref, w.Conduct(q.client, ref.Service, ref.Port.Port))
 	}
 	if peer, ok := w.WorkloadAt(q.dst.Addr()); ok {
 		return routeAddress(w, q, peer) // headless services and bare addresses (design D10)
@@ -83,6 +92,9 @@ func route(w *workload.World, q question) routing {
 	}
 	if _, ok := w.ServiceOf(q.dst); ok { // an endpoint without a pod (contract 3.66)
 		return routeAddress(w, q, nil)
+	}
+	if r, ok := routeEntry(w, q); ok {
+		return r
 	}
 	if w.Mesh.Outbound == workload.RegistryOnly {
 		return routing{verdict: refused, reason: policy.RegistryOnly, detail: "the destination is not known and outbound traffic is restricted to known ones"}
@@ -106,8 +118,7 @@ func routeAddress(w *workload.World, q question, peer *workload.Workload) routin
 }
 
 // routeService chooses an endpoint for a connection to a cluster address.
-func routeService(w *workload.World, q question, ref workload.ServiceRef) routing {
-	conduct := w.Conduct(q.client, ref.Service, ref.Port.Port)
+func routeService(w *workload.World, q question, ref workload.ServiceRef, conduct workload.Conduct) routing {
 	if conduct.Balance == workload.Passthrough {
 		if r, ok := routePassthrough(w, q.dst, ref, conduct); ok {
 			return named(r)
@@ -176,10 +187,14 @@ func spellings(id identity.ID, domains []string) []string {
 func sameFamily(a, b netip.AddrPort) bool { return a.Addr().Is4() == b.Addr().Unmap().Is4() }
 
 // routeEndpoint decides how an endpoint is talked to, whose pod may be unknown: as
-// a rule says, for every endpoint alike (contract 3.15), else by itself.
-func routeEndpoint(at netip.AddrPort, peer *workload.Workload, conduct workload.Conduct) routing {
+// a rule says, for every endpoint alike (contract 3.15), else by itself. others may
+// answer where nobody's identity is known.
+func routeEndpoint(at netip.AddrPort, peer *workload.Workload, conduct workload.Conduct, others ...string) routing {
 	r := routing{verdict: pass, endpoint: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), peer: peer, conduct: conduct}
 	t := conduct.TLS
+	if peer == nil || peer.Identity.IsZero() {
+		r.accept = others
+	}
 	switch {
 	case t == nil:
 		return r.auto()
@@ -188,7 +203,9 @@ func routeEndpoint(at netip.AddrPort, peer *workload.Workload, conduct workload.
 	case t.Mode == workload.TLSDisable:
 		r.explicit = true
 	case t.Mode == workload.TLSIstioMutual: // forced, also on a pod without a sidecar (contract 3.34)
-		r.accept = t.SubjectAltNames
+		if len(t.SubjectAltNames) > 0 {
+			r.accept = t.SubjectAltNames
+		}
 		return r.demand("DestinationRule " + conduct.Rule + " wants mutual TLS, and the endpoint's identity is not known")
 	default:
 		r.verdict = originate
@@ -246,7 +263,7 @@ func confirm(w *workload.World, to routing) routing {
 		return to
 	}
 	now := routeEndpoint(to.endpoint, peer, to.conduct)
-	now.service, now.balanced = to.service, to.balanced
+	now.service, now.entry, now.host, now.balanced = to.service, to.entry, to.host, to.balanced
 	return named(now)
 }
 
@@ -264,6 +281,9 @@ func named(r routing) routing {
 	if r.service.Service != nil {
 		port, host, proto = r.service.Port.Port, r.service.Service.Hostname, r.service.Port.Protocol
 	}
+	if strings.HasPrefix(host, "*") { // of a ServiceEntry
+		host = r.host
+	}
 	if r.verdict == mesh {
 		r.sni, r.alpn = wire.SNI(port, "", host), wire.OutboundALPN(proto)
 	} else {
@@ -275,23 +295,33 @@ func named(r routing) routing {
 	return r
 }
 
+// opened is what is kept of a routing for as long as a connection lasts.
+type opened struct {
+	dst, endpoint netip.AddrPort
+	namespace     string             // of the client
+	entry         *workload.EntryRef // of a ServiceEntry, if that led there
+}
+
 // stillAllowed says whether an open outbound connection may go on under a new
 // world: "" or the reason to cut it. A connection is cut only if what it does is
 // now forbidden, not because a new one would be routed elsewhere (design D13).
-func stillAllowed(w *workload.World, dst, endpoint netip.AddrPort, encrypted bool) policy.Reason {
+func stillAllowed(w *workload.World, o opened, encrypted bool) policy.Reason {
 	if encrypted {
 		return policy.None
 	}
-	if peer, ok := w.WorkloadAt(endpoint.Addr()); ok {
-		if peer.Mesh && peer.Modes.Port(endpoint.Port()) == policy.Strict && !slices.Contains(uncaptured, endpoint.Port()) {
+	if peer, ok := w.WorkloadAt(o.endpoint.Addr()); ok {
+		if peer.Mesh && peer.Modes.Port(o.endpoint.Port()) == policy.Strict && !slices.Contains(uncaptured, o.endpoint.Port()) {
 			return policy.PolicyChanged
 		}
 		return policy.None
 	}
-	if _, ok := w.ServiceAt(dst); ok {
+	if _, ok := w.ServiceAt(o.dst); ok {
 		return policy.None
 	}
-	if _, ok := w.ServiceOf(dst); !ok && w.Mesh.Outbound == workload.RegistryOnly {
+	if o.entry != nil && w.HasEntry(o.namespace, *o.entry) {
+		return policy.None
+	}
+	if _, ok := w.ServiceOf(o.dst); !ok && w.Mesh.Outbound == workload.RegistryOnly {
 		return policy.PolicyChanged
 	}
 	return policy.None

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
@@ -80,12 +81,14 @@ type scriptWorld struct {
 	pods     map[string]*workload.Workload
 	services []*workload.Service
 	rules    []*workload.DestinationRule
+	entries  []*workload.Entry
 	answer   string
 }
 
 func (w *scriptWorld) do(verb string, args []string) error {
 	switch verb {
 	case "mesh":
+		w.mesh.Outbound = workload.AllowAny
 		if args[0] == "registry-only" {
 			w.mesh.Outbound = workload.RegistryOnly
 		}
@@ -96,6 +99,8 @@ func (w *scriptWorld) do(verb string, args []string) error {
 		return w.service(args)
 	case "rule":
 		return w.rule(args)
+	case "entry":
+		return w.entry(args)
 	case "route", "allowed":
 		return w.route(verb, args)
 	}
@@ -229,6 +234,75 @@ func (w *scriptWorld) rule(args []string) error {
 	return nil
 }
 
+// entry reads `entry <ns>/<name> <host>,<host> [none|static|dns] [internal]
+// [addr=A,…] [N->M:tcp|http|tls|auto] [at=A|name|pod|mesh:A[=sa]] [export=ns] [san=X]`;
+// `entry none` forgets them all. They are ever younger.
+func (w *scriptWorld) entry(args []string) error {
+	if args[0] == "none" {
+		w.entries = nil
+		return nil
+	}
+	ns, name, _ := strings.Cut(args[0], "/")
+	e := &workload.Entry{Namespace: ns, Name: name, Hosts: strings.Split(args[1], ","), External: true, ExportTo: []string{"*"}, Created: time.Unix(int64(len(w.entries)), 0)}
+	for _, a := range args[2:] {
+		key, value, _ := strings.Cut(a, "=")
+		switch {
+		case a == "none":
+		case a == "static":
+			e.Resolution = workload.ResolveStatic
+		case a == "dns":
+			e.Resolution = workload.ResolveDNS
+		case a == "internal":
+			e.External = false
+		case key == "addr":
+			for p := range strings.SplitSeq(value, ",") {
+				if ip, err := netip.ParseAddr(p); err == nil {
+					e.Addresses = append(e.Addresses, netip.PrefixFrom(ip, ip.BitLen()))
+				} else {
+					e.Addresses = append(e.Addresses, netip.MustParsePrefix(p))
+				}
+			}
+		case key == "at":
+			e.Endpoints = append(e.Endpoints, w.entryAt(value, ns)...)
+		case key == "export":
+			e.ExportTo = strings.Split(value, ",")
+		case key == "san":
+			e.SubjectAltNames = append(e.SubjectAltNames, value)
+		case strings.Contains(a, "->"):
+			p := workload.EntryPort{}
+			var proto string
+			if _, err := fmt.Sscanf(strings.ReplaceAll(a, ":", " "), "%d->%d %s", &p.Port, &p.Target, &proto); err != nil {
+				return err
+			}
+			p.Naming = map[string]workload.Naming{"http": workload.NamedByHost, "tls": workload.NamedBySNI, "auto": workload.NamedByEither}[proto]
+			p.Protocol = map[string]policy.Protocol{"http": policy.HTTP, "tcp": policy.TCP, "tls": policy.TCP}[proto]
+			e.Ports = append(e.Ports, p)
+		default:
+			return fmt.Errorf("no such property %q", a)
+		}
+	}
+	w.entries = append(w.entries, e)
+	return nil
+}
+
+func (w *scriptWorld) entryAt(value, ns string) []workload.EntryEndpoint {
+	if pod, ok := w.pods[value]; ok {
+		return []workload.EntryEndpoint{{Address: pod.Addresses[0], Workload: pod.UID}}
+	}
+	text, mesh := strings.CutPrefix(value, "mesh:")
+	text, account, _ := strings.Cut(text, "=")
+	x := workload.EntryEndpoint{Mesh: mesh}
+	if account != "" {
+		x.Identity = identity.MustNew("cluster.local", ns, account)
+	}
+	if ip, err := netip.ParseAddr(text); err == nil {
+		x.Address = ip
+	} else {
+		x.Name = text
+	}
+	return []workload.EntryEndpoint{x}
+}
+
 func tlsOfMode(mode string) *workload.ClientTLS {
 	for m := workload.TLSDisable; m <= workload.TLSIstioMutual; m++ {
 		if m.String() == mode {
@@ -259,16 +333,33 @@ func (w *scriptWorld) route(verb string, args []string) error {
 			endpoint = netip.MustParseAddrPort(value)
 		case "encrypted":
 			encrypted = true
+		case "named": // what the first bytes name; "named=" is nothing
+			q.looked, q.name = true, value
+		case "dns": // dns=host:address,address
+			host, list, _ := strings.Cut(value, ":")
+			if q.resolved == nil {
+				q.resolved = map[string][]netip.Addr{}
+			}
+			q.resolved[host] = nil
+			for ip := range strings.SplitSeq(list, ",") {
+				if ip != "" {
+					q.resolved[host] = append(q.resolved[host], netip.MustParseAddr(ip))
+				}
+			}
 		case "last":
 			q.pick = func(c choice) netip.AddrPort { return c.candidates[len(c.candidates)-1] }
 		default:
 			return fmt.Errorf("no such argument %q", a)
 		}
 	}
-	world := workload.NewWorld(w.mesh, slices.Collect(valuesOf(w.pods)), w.services, w.rules...)
+	world := workload.NewWorld(w.mesh, slices.Collect(valuesOf(w.pods)), w.services, w.rules...).AddEntries(w.entries)
 	if verb == "allowed" {
+		o := opened{dst: q.dst, endpoint: endpoint, namespace: "shop"}
+		if r := route(world, q); r.entry.Entry != nil {
+			o.entry = &r.entry
+		}
 		w.answer = "yes"
-		if reason := stillAllowed(world, q.dst, endpoint, encrypted); reason != policy.None {
+		if reason := stillAllowed(world, o, encrypted); reason != policy.None {
 			w.answer = "cut  reason " + string(reason)
 		}
 		return nil
@@ -276,6 +367,10 @@ func (w *scriptWorld) route(verb string, args []string) error {
 	r := route(world, q)
 	switch r.verdict {
 	case refused:
+		if r.lacks.any() {
+			w.answer = strings.TrimSpace(fmt.Sprintf("find out  name %v  addresses of %v", r.lacks.name, r.lacks.hosts))
+			return nil
+		}
 		w.answer = fmt.Sprintf("refuse  reason %s", r.reason)
 	case mesh:
 		expect := r.want.URI()

@@ -25,6 +25,7 @@ type worldStore struct {
 	services  map[string]*workload.Service
 	access    accessStore
 	rules     map[string]*workload.DestinationRule
+	entries   map[string]*workload.Entry
 	got       map[string]bool // types that were handled at least once
 	ready     bool
 
@@ -37,7 +38,7 @@ func newWorldStore(self string, changed func(*workload.World)) *worldStore {
 		self: self, changed: changed, known: make(chan struct{}),
 		access:    newAccessStore(self),
 		workloads: map[string]*workload.Workload{}, services: map[string]*workload.Service{}, got: map[string]bool{},
-		rules: map[string]*workload.DestinationRule{},
+		rules: map[string]*workload.DestinationRule{}, entries: map[string]*workload.Entry{},
 	}
 	s.current.Store(workload.NewWorld(workload.Mesh{}, nil, nil))
 	return s
@@ -73,6 +74,8 @@ func (s *worldStore) handle(typeURL string, upserts []xds.Resource, removed []st
 			s.access.remove(name)
 		case typeURL == wire.TypeDestinationRule:
 			delete(s.rules, name)
+		case typeURL == wire.TypeServiceEntry:
+			delete(s.entries, name)
 		}
 	}
 	s.got[typeURL] = true
@@ -109,6 +112,15 @@ func (s *worldStore) put(typeURL string, r xds.Resource) error {
 			return fmt.Errorf("destination rule %q is named %q", name, r.Name)
 		}
 		s.rules[r.Name] = v
+	case wire.TypeServiceEntry:
+		v, err := wire.ParseServiceEntry(r.Body)
+		if err != nil {
+			return err
+		}
+		if v.Key() != r.Name {
+			return fmt.Errorf("service entry %q is named %q", v.Key(), r.Name)
+		}
+		s.entries[r.Name] = v
 	case wire.TypeMesh:
 		m, err := wire.ParseMesh(r.Body)
 		if err != nil {
@@ -133,7 +145,7 @@ func (s *worldStore) swap() {
 	for _, v := range s.services {
 		services = append(services, v)
 	}
-	w := workload.NewWorld(s.mesh, workloads, services, slices.Collect(maps.Values(s.rules))...)
+	w := workload.NewWorld(s.mesh, workloads, services, slices.Collect(maps.Values(s.rules))...).AddEntries(slices.Collect(maps.Values(s.entries)))
 	w.Access = s.access.build(s.workloads[s.self], s.mesh.TrustDomains)
 	s.current.Store(w)
 	s.announce()
@@ -154,7 +166,7 @@ func (s *worldStore) synced() {
 // announce closes known once all is known that a decision needs. Callers hold mu.
 func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]
-	if !s.ready && !s.unconfirmed && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] && s.got[wire.TypeDestinationRule] {
+	if !s.ready && !s.unconfirmed && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] && s.got[wire.TypeDestinationRule] && s.got[wire.TypeServiceEntry] {
 		s.ready = true
 		close(s.known)
 	}

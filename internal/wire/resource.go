@@ -29,7 +29,7 @@ const (
 // asked for: what holds for all first, rules before what they are about. A proxy is
 // ready once it has been told of each.
 func Types() []string {
-	return []string{TypeMesh, TypeAuthorizationPolicy, TypeDestinationRule, TypeWorkload, TypeService}
+	return []string{TypeMesh, TypeAuthorizationPolicy, TypeDestinationRule, TypeWorkload, TypeService, TypeServiceEntry}
 }
 
 // maxSeconds is the longest time that a time.Duration holds.

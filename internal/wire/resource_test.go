@@ -26,6 +26,7 @@ import (
 var compare = []cmp.Option{
 	cmp.Comparer(func(a, b identity.ID) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmpopts.EquateEmpty(),
 }
 
@@ -85,6 +86,19 @@ func fullRule() *workload.DestinationRule {
 	}
 }
 
+func fullEntry() *workload.Entry {
+	return &workload.Entry{
+		Namespace: "shop", Name: "out", Hosts: []string{"a.example", "*.b.example"}, External: true, Resolution: workload.ResolveDNS, ExportTo: []string{"shop"},
+		Addresses: []netip.Prefix{netip.MustParsePrefix("240.0.0.0/8"), netip.MustParsePrefix("2001:db8::1/128")}, SubjectAltNames: []string{"x"}, Created: time.Unix(1000, 0).UTC(),
+		Ports: []workload.EntryPort{{Port: 80, Target: 8080, Protocol: policy.HTTP, Naming: workload.NamedByHost}, {Port: 443, Target: 443, Protocol: policy.TCP, Naming: workload.NamedBySNI}},
+		Endpoints: []workload.EntryEndpoint{
+			{Name: "c.example", Targets: map[uint16]uint16{80: 81}},
+			{Address: netip.MustParseAddr("10.0.0.2"), Workload: "shop/web-1"},
+			{Address: netip.MustParseAddr("10.0.0.3"), Mesh: true, Identity: identity.MustNew("cluster.local", "shop", "vm")},
+		},
+	}
+}
+
 func rootPEM(t testing.TB) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -139,6 +153,8 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, &workload.Service{Name: "b", Namespace: "a", Hostname: "b.a.svc.cluster.local"}, AppendService, ParseService)
 	roundTrip(t, fullRule(), AppendDestinationRule, ParseDestinationRule)
 	roundTrip(t, &workload.DestinationRule{Namespace: "a", Name: "b", Host: "*", ExportTo: []string{"*"}, Created: time.Unix(0, 0).UTC()}, AppendDestinationRule, ParseDestinationRule)
+	roundTrip(t, fullEntry(), AppendServiceEntry, ParseServiceEntry)
+	roundTrip(t, &workload.Entry{Namespace: "a", Name: "b", Hosts: []string{"c"}, ExportTo: []string{"*"}, Created: time.Unix(0, 0).UTC()}, AppendServiceEntry, ParseServiceEntry)
 	roundTrip(t, fullMesh(t), AppendMesh, ParseMesh)
 	roundTrip(t, &workload.Mesh{TrustDomains: []string{"td"}, ClusterDomain: "cluster.local"}, AppendMesh, ParseMesh)
 }
@@ -154,6 +170,9 @@ func TestEnums(t *testing.T) {
 		if got := "PROTOCOL_" + strings.ToUpper(policy.Protocol(n).String()); got != name {
 			t.Errorf("protocol %d is %s on the wire and %s here", n, name, got)
 		}
+	}
+	if int(workload.ResolveDNS) != int(meshv1.ServiceEntry_RESOLUTION_DNS) || int(workload.NamedByEither) != int(meshv1.ServiceEntry_NAMING_EITHER) {
+		t.Error("resolutions or namings differ")
 	}
 	for n, name := range meshv1.ClientTLSMode_name {
 		if got := "CLIENT_TLS_MODE_" + strings.ToUpper(workload.TLSMode(n).String()); got != name {
@@ -244,7 +263,16 @@ func TestParseRefuses(t *testing.T) {
 		Ports: map[uint32]*meshv1.TrafficPolicy{0: {Tls: &meshv1.ClientTLS{Mode: meshv1.ClientTLSMode_CLIENT_TLS_MODE_MUTUAL}}},
 	}))
 	mustName(t, err, `namespace ""`, `name "a/b"`, `host "a.*"`, "exported to nobody", "age is", "balance 9", "connect timeout", "idle timeout", "maximum duration", "after no failure", "100 percent", "ejection is", "interval of outliers", "keepalive time", "keepalive interval", "TLS mode 0", "port of the rule 0", "MUTUAL without certificate")
+	_, err = ParseServiceEntry(encode(t, &meshv1.ServiceEntry{
+		Name: "a/b", Hosts: []string{"", "*", "*x", "a.*"}, CreatedSeconds: maxSeconds + 1, Resolution: 9,
+		Addresses: []*meshv1.ServiceEntry_Prefix{{Address: []byte{1}}, {Address: []byte{10, 0, 0, 1}, Bits: 8}, {Address: []byte{10, 0, 0, 0}, Bits: 264}},
+		Ports:     []*meshv1.ServiceEntry_Port{{Naming: 9}, {Port: 1, Target: 1}, {Port: 1, Target: 1}},
+		Endpoints: []*meshv1.ServiceEntry_Endpoint{{}, {Address: []byte{10, 0, 0, 1}, Name: "x", Identity: "y", Targets: map[uint32]uint32{0: 0}}},
+	}))
+	mustName(t, err, `name "a/b"`, `host ""`, `host "*"`, `host "*x"`, `host "a.*"`, "exported to nobody", "age is", "resolution 9", "01/0 is", "0a000001/8", "0a000000/264", "naming 9", "port 0",
+		"port 1 comes twice", "either an address or a name", "endpoint's port 0", "endpoint's target port 0")
 	for _, parse := range []func([]byte) error{
+		func(b []byte) error { _, err := ParseServiceEntry(b); return err },
 		func(b []byte) error { _, err := ParseDestinationRule(b); return err },
 		func(b []byte) error { _, err := ParseWorkload(b); return err },
 		func(b []byte) error { _, err := ParseService(b); return err },
@@ -289,6 +317,8 @@ func FuzzParseResource(f *testing.F) {
 	s, _ := AppendService(nil, fullService())
 	m, _ := AppendMesh(nil, fullMesh(f))
 	r, _ := AppendDestinationRule(nil, fullRule())
+	e, _ := AppendServiceEntry(nil, fullEntry())
+	f.Add(e)
 	f.Add(r)
 	f.Add(w)
 	f.Add(s)
@@ -298,6 +328,7 @@ func FuzzParseResource(f *testing.F) {
 		stable(t, b, AppendService, ParseService)
 		stable(t, b, AppendMesh, ParseMesh)
 		stable(t, b, AppendDestinationRule, ParseDestinationRule)
+		stable(t, b, AppendServiceEntry, ParseServiceEntry)
 	})
 }
 

@@ -115,6 +115,7 @@ type World struct {
 	awaited   map[netip.Addr]struct{}
 	headless  map[netip.Addr][]*Service
 	rules     rulebook
+	entries   map[uint16][]EntryRef // by port
 }
 
 // ServiceRef is one port of one service.
@@ -136,6 +137,7 @@ func NewWorld(mesh Mesh, workloads []*Workload, services []*Service, rules ...*D
 		awaited:   make(map[netip.Addr]struct{}),
 		headless:  make(map[netip.Addr][]*Service),
 		rules:     newRulebook(rules),
+		entries:   map[uint16][]EntryRef{},
 	}
 	for _, x := range workloads {
 		w.workloads[x.UID] = x
@@ -149,6 +151,12 @@ func NewWorld(mesh Mesh, workloads []*Workload, services []*Service, rules ...*D
 		w.services[s.Namespace+"/"+s.Name] = s
 		w.indexService(s)
 	}
+	return w
+}
+
+// AddEntries makes entries known. It is called once, before the world is shared.
+func (w *World) AddEntries(entries []*Entry) *World {
+	w.indexEntries(entries)
 	return w
 }
 

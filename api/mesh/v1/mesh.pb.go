@@ -475,6 +475,108 @@ func (AuthorizationPolicy_Attribute) EnumDescriptor() ([]byte, []int) {
 	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 2}
 }
 
+type ServiceEntry_Resolution int32
+
+const (
+	ServiceEntry_RESOLUTION_NONE   ServiceEntry_Resolution = 0
+	ServiceEntry_RESOLUTION_STATIC ServiceEntry_Resolution = 1
+	ServiceEntry_RESOLUTION_DNS    ServiceEntry_Resolution = 2
+)
+
+// Enum value maps for ServiceEntry_Resolution.
+var (
+	ServiceEntry_Resolution_name = map[int32]string{
+		0: "RESOLUTION_NONE",
+		1: "RESOLUTION_STATIC",
+		2: "RESOLUTION_DNS",
+	}
+	ServiceEntry_Resolution_value = map[string]int32{
+		"RESOLUTION_NONE":   0,
+		"RESOLUTION_STATIC": 1,
+		"RESOLUTION_DNS":    2,
+	}
+)
+
+func (x ServiceEntry_Resolution) Enum() *ServiceEntry_Resolution {
+	p := new(ServiceEntry_Resolution)
+	*p = x
+	return p
+}
+
+func (x ServiceEntry_Resolution) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ServiceEntry_Resolution) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[8].Descriptor()
+}
+
+func (ServiceEntry_Resolution) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[8]
+}
+
+func (x ServiceEntry_Resolution) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ServiceEntry_Resolution.Descriptor instead.
+func (ServiceEntry_Resolution) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 0}
+}
+
+// What of a connection's first bytes has the name of its host.
+type ServiceEntry_Naming int32
+
+const (
+	ServiceEntry_NAMING_NOTHING ServiceEntry_Naming = 0
+	ServiceEntry_NAMING_HOST    ServiceEntry_Naming = 1
+	ServiceEntry_NAMING_SNI     ServiceEntry_Naming = 2
+	ServiceEntry_NAMING_EITHER  ServiceEntry_Naming = 3
+)
+
+// Enum value maps for ServiceEntry_Naming.
+var (
+	ServiceEntry_Naming_name = map[int32]string{
+		0: "NAMING_NOTHING",
+		1: "NAMING_HOST",
+		2: "NAMING_SNI",
+		3: "NAMING_EITHER",
+	}
+	ServiceEntry_Naming_value = map[string]int32{
+		"NAMING_NOTHING": 0,
+		"NAMING_HOST":    1,
+		"NAMING_SNI":     2,
+		"NAMING_EITHER":  3,
+	}
+)
+
+func (x ServiceEntry_Naming) Enum() *ServiceEntry_Naming {
+	p := new(ServiceEntry_Naming)
+	*p = x
+	return p
+}
+
+func (x ServiceEntry_Naming) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ServiceEntry_Naming) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_mesh_v1_mesh_proto_enumTypes[9].Descriptor()
+}
+
+func (ServiceEntry_Naming) Type() protoreflect.EnumType {
+	return &file_api_mesh_v1_mesh_proto_enumTypes[9]
+}
+
+func (x ServiceEntry_Naming) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ServiceEntry_Naming.Descriptor instead.
+func (ServiceEntry_Naming) EnumDescriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 1}
+}
+
 // Workload is a pod as a peer. Resource name: "<namespace>/<pod>".
 type Workload struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1262,6 +1364,134 @@ func (x *AuthorizationPolicy) GetRules() []*AuthorizationPolicy_Rule {
 	return nil
 }
 
+// ServiceEntry is hosts that are no Services. Resource name:
+// "<namespace>/<name>".
+type ServiceEntry struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Full names, or "*." and the end of some.
+	Hosts      []string                 `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Addresses  []*ServiceEntry_Prefix   `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Ports      []*ServiceEntry_Port     `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
+	External   bool                     `protobuf:"varint,6,opt,name=external,proto3" json:"external,omitempty"`
+	Resolution ServiceEntry_Resolution  `protobuf:"varint,7,opt,name=resolution,proto3,enum=podseal.mesh.v1.ServiceEntry_Resolution" json:"resolution,omitempty"`
+	Endpoints  []*ServiceEntry_Endpoint `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// Namespaces; "*" is all.
+	ExportTo        []string `protobuf:"bytes,9,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
+	SubjectAltNames []string `protobuf:"bytes,10,rep,name=subject_alt_names,json=subjectAltNames,proto3" json:"subject_alt_names,omitempty"`
+	CreatedSeconds  int64    `protobuf:"varint,11,opt,name=created_seconds,json=createdSeconds,proto3" json:"created_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ServiceEntry) Reset() {
+	*x = ServiceEntry{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceEntry) ProtoMessage() {}
+
+func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceEntry.ProtoReflect.Descriptor instead.
+func (*ServiceEntry) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ServiceEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetAddresses() []*ServiceEntry_Prefix {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetPorts() []*ServiceEntry_Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *ServiceEntry) GetResolution() ServiceEntry_Resolution {
+	if x != nil {
+		return x.Resolution
+	}
+	return ServiceEntry_RESOLUTION_NONE
+}
+
+func (x *ServiceEntry) GetEndpoints() []*ServiceEntry_Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetExportTo() []string {
+	if x != nil {
+		return x.ExportTo
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetSubjectAltNames() []string {
+	if x != nil {
+		return x.SubjectAltNames
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetCreatedSeconds() int64 {
+	if x != nil {
+		return x.CreatedSeconds
+	}
+	return 0
+}
+
 type Workload_Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        uint32                 `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -1274,7 +1504,7 @@ type Workload_Port struct {
 
 func (x *Workload_Port) Reset() {
 	*x = Workload_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1516,7 @@ func (x *Workload_Port) String() string {
 func (*Workload_Port) ProtoMessage() {}
 
 func (x *Workload_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1571,7 @@ type Service_Port struct {
 
 func (x *Service_Port) Reset() {
 	*x = Service_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1583,7 @@ func (x *Service_Port) String() string {
 func (*Service_Port) ProtoMessage() {}
 
 func (x *Service_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1633,7 @@ type Service_Endpoint struct {
 
 func (x *Service_Endpoint) Reset() {
 	*x = Service_Endpoint{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1645,7 @@ func (x *Service_Endpoint) String() string {
 func (*Service_Endpoint) ProtoMessage() {}
 
 func (x *Service_Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1702,7 @@ type TrafficPolicy_Outlier struct {
 
 func (x *TrafficPolicy_Outlier) Reset() {
 	*x = TrafficPolicy_Outlier{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1714,7 @@ func (x *TrafficPolicy_Outlier) String() string {
 func (*TrafficPolicy_Outlier) ProtoMessage() {}
 
 func (x *TrafficPolicy_Outlier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1776,7 @@ type TrafficPolicy_Keepalive struct {
 
 func (x *TrafficPolicy_Keepalive) Reset() {
 	*x = TrafficPolicy_Keepalive{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1788,7 @@ func (x *TrafficPolicy_Keepalive) String() string {
 func (*TrafficPolicy_Keepalive) ProtoMessage() {}
 
 func (x *TrafficPolicy_Keepalive) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1839,7 @@ type AuthorizationPolicy_Rule struct {
 
 func (x *AuthorizationPolicy_Rule) Reset() {
 	*x = AuthorizationPolicy_Rule{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1851,7 @@ func (x *AuthorizationPolicy_Rule) String() string {
 func (*AuthorizationPolicy_Rule) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1904,7 @@ type AuthorizationPolicy_Matches struct {
 
 func (x *AuthorizationPolicy_Matches) Reset() {
 	*x = AuthorizationPolicy_Matches{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1916,7 @@ func (x *AuthorizationPolicy_Matches) String() string {
 func (*AuthorizationPolicy_Matches) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1952,7 @@ type AuthorizationPolicy_Match struct {
 
 func (x *AuthorizationPolicy_Match) Reset() {
 	*x = AuthorizationPolicy_Match{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1964,7 @@ func (x *AuthorizationPolicy_Match) String() string {
 func (*AuthorizationPolicy_Match) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,6 +2006,214 @@ func (x *AuthorizationPolicy_Match) GetNotValues() []string {
 		return x.NotValues
 	}
 	return nil
+}
+
+type ServiceEntry_Prefix struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 4 or 16 bytes.
+	Address       []byte `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bits          uint32 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceEntry_Prefix) Reset() {
+	*x = ServiceEntry_Prefix{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceEntry_Prefix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceEntry_Prefix) ProtoMessage() {}
+
+func (x *ServiceEntry_Prefix) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceEntry_Prefix.ProtoReflect.Descriptor instead.
+func (*ServiceEntry_Prefix) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 0}
+}
+
+func (x *ServiceEntry_Prefix) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *ServiceEntry_Prefix) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+type ServiceEntry_Port struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Target        uint32                 `protobuf:"varint,2,opt,name=target,proto3" json:"target,omitempty"`
+	Protocol      Protocol               `protobuf:"varint,3,opt,name=protocol,proto3,enum=podseal.mesh.v1.Protocol" json:"protocol,omitempty"`
+	Naming        ServiceEntry_Naming    `protobuf:"varint,4,opt,name=naming,proto3,enum=podseal.mesh.v1.ServiceEntry_Naming" json:"naming,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceEntry_Port) Reset() {
+	*x = ServiceEntry_Port{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceEntry_Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceEntry_Port) ProtoMessage() {}
+
+func (x *ServiceEntry_Port) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceEntry_Port.ProtoReflect.Descriptor instead.
+func (*ServiceEntry_Port) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 1}
+}
+
+func (x *ServiceEntry_Port) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ServiceEntry_Port) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *ServiceEntry_Port) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_AUTO
+}
+
+func (x *ServiceEntry_Port) GetNaming() ServiceEntry_Naming {
+	if x != nil {
+		return x.Naming
+	}
+	return ServiceEntry_NAMING_NOTHING
+}
+
+// Endpoint has an address or a name to resolve.
+type ServiceEntry_Endpoint struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Targets map[uint32]uint32      `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// "<namespace>/<pod>"
+	Workload string `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"`
+	// It has a proxy although it is no pod.
+	Mesh          bool   `protobuf:"varint,5,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	Identity      string `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceEntry_Endpoint) Reset() {
+	*x = ServiceEntry_Endpoint{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceEntry_Endpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceEntry_Endpoint) ProtoMessage() {}
+
+func (x *ServiceEntry_Endpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceEntry_Endpoint.ProtoReflect.Descriptor instead.
+func (*ServiceEntry_Endpoint) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 2}
+}
+
+func (x *ServiceEntry_Endpoint) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *ServiceEntry_Endpoint) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceEntry_Endpoint) GetTargets() map[uint32]uint32 {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *ServiceEntry_Endpoint) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *ServiceEntry_Endpoint) GetMesh() bool {
+	if x != nil {
+		return x.Mesh
+	}
+	return false
+}
+
+func (x *ServiceEntry_Endpoint) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
 }
 
 var File_api_mesh_v1_mesh_proto protoreflect.FileDescriptor
@@ -1945,7 +2383,51 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x1bATTRIBUTE_REQUEST_PRINCIPAL\x10\x0e\x12\x1f\n" +
 	"\x1bATTRIBUTE_REQUEST_AUDIENCES\x10\x0f\x12\x1f\n" +
 	"\x1bATTRIBUTE_REQUEST_PRESENTER\x10\x10\x12\x1b\n" +
-	"\x17ATTRIBUTE_REQUEST_CLAIM\x10\x11*N\n" +
+	"\x17ATTRIBUTE_REQUEST_CLAIM\x10\x11\"\x86\t\n" +
+	"\fServiceEntry\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12B\n" +
+	"\taddresses\x18\x04 \x03(\v2$.podseal.mesh.v1.ServiceEntry.PrefixR\taddresses\x128\n" +
+	"\x05ports\x18\x05 \x03(\v2\".podseal.mesh.v1.ServiceEntry.PortR\x05ports\x12\x1a\n" +
+	"\bexternal\x18\x06 \x01(\bR\bexternal\x12H\n" +
+	"\n" +
+	"resolution\x18\a \x01(\x0e2(.podseal.mesh.v1.ServiceEntry.ResolutionR\n" +
+	"resolution\x12D\n" +
+	"\tendpoints\x18\b \x03(\v2&.podseal.mesh.v1.ServiceEntry.EndpointR\tendpoints\x12\x1b\n" +
+	"\texport_to\x18\t \x03(\tR\bexportTo\x12*\n" +
+	"\x11subject_alt_names\x18\n" +
+	" \x03(\tR\x0fsubjectAltNames\x12'\n" +
+	"\x0fcreated_seconds\x18\v \x01(\x03R\x0ecreatedSeconds\x1a6\n" +
+	"\x06Prefix\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\x1a\xa7\x01\n" +
+	"\x04Port\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\rR\x06target\x125\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x19.podseal.mesh.v1.ProtocolR\bprotocol\x12<\n" +
+	"\x06naming\x18\x04 \x01(\x0e2$.podseal.mesh.v1.ServiceEntry.NamingR\x06naming\x1a\x8f\x02\n" +
+	"\bEndpoint\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12M\n" +
+	"\atargets\x18\x03 \x03(\v23.podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntryR\atargets\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04mesh\x18\x05 \x01(\bR\x04mesh\x12\x1a\n" +
+	"\bidentity\x18\x06 \x01(\tR\bidentity\x1a:\n" +
+	"\fTargetsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"L\n" +
+	"\n" +
+	"Resolution\x12\x13\n" +
+	"\x0fRESOLUTION_NONE\x10\x00\x12\x15\n" +
+	"\x11RESOLUTION_STATIC\x10\x01\x12\x12\n" +
+	"\x0eRESOLUTION_DNS\x10\x02\"P\n" +
+	"\x06Naming\x12\x12\n" +
+	"\x0eNAMING_NOTHING\x10\x00\x12\x0f\n" +
+	"\vNAMING_HOST\x10\x01\x12\x0e\n" +
+	"\n" +
+	"NAMING_SNI\x10\x02\x12\x11\n" +
+	"\rNAMING_EITHER\x10\x03*N\n" +
 	"\x04Mode\x12\x0e\n" +
 	"\n" +
 	"MODE_UNSET\x10\x00\x12\x10\n" +
@@ -1982,8 +2464,8 @@ func file_api_mesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_mesh_v1_mesh_proto_rawDescData
 }
 
-var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_api_mesh_v1_mesh_proto_goTypes = []any{
 	(Mode)(0),                           // 0: podseal.mesh.v1.Mode
 	(Protocol)(0),                       // 1: podseal.mesh.v1.Protocol
@@ -1993,57 +2475,71 @@ var file_api_mesh_v1_mesh_proto_goTypes = []any{
 	(AuthorizationPolicy_Scope)(0),      // 5: podseal.mesh.v1.AuthorizationPolicy.Scope
 	(AuthorizationPolicy_Effect)(0),     // 6: podseal.mesh.v1.AuthorizationPolicy.Effect
 	(AuthorizationPolicy_Attribute)(0),  // 7: podseal.mesh.v1.AuthorizationPolicy.Attribute
-	(*Workload)(nil),                    // 8: podseal.mesh.v1.Workload
-	(*Service)(nil),                     // 9: podseal.mesh.v1.Service
-	(*Mesh)(nil),                        // 10: podseal.mesh.v1.Mesh
-	(*ClientTLS)(nil),                   // 11: podseal.mesh.v1.ClientTLS
-	(*TrafficPolicy)(nil),               // 12: podseal.mesh.v1.TrafficPolicy
-	(*DestinationRule)(nil),             // 13: podseal.mesh.v1.DestinationRule
-	(*AuthorizationPolicy)(nil),         // 14: podseal.mesh.v1.AuthorizationPolicy
-	nil,                                 // 15: podseal.mesh.v1.Workload.PortModesEntry
-	(*Workload_Port)(nil),               // 16: podseal.mesh.v1.Workload.Port
-	(*Service_Port)(nil),                // 17: podseal.mesh.v1.Service.Port
-	(*Service_Endpoint)(nil),            // 18: podseal.mesh.v1.Service.Endpoint
-	nil,                                 // 19: podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	(*TrafficPolicy_Outlier)(nil),       // 20: podseal.mesh.v1.TrafficPolicy.Outlier
-	(*TrafficPolicy_Keepalive)(nil),     // 21: podseal.mesh.v1.TrafficPolicy.Keepalive
-	nil,                                 // 22: podseal.mesh.v1.DestinationRule.PortsEntry
-	(*AuthorizationPolicy_Rule)(nil),    // 23: podseal.mesh.v1.AuthorizationPolicy.Rule
-	(*AuthorizationPolicy_Matches)(nil), // 24: podseal.mesh.v1.AuthorizationPolicy.Matches
-	(*AuthorizationPolicy_Match)(nil),   // 25: podseal.mesh.v1.AuthorizationPolicy.Match
+	(ServiceEntry_Resolution)(0),        // 8: podseal.mesh.v1.ServiceEntry.Resolution
+	(ServiceEntry_Naming)(0),            // 9: podseal.mesh.v1.ServiceEntry.Naming
+	(*Workload)(nil),                    // 10: podseal.mesh.v1.Workload
+	(*Service)(nil),                     // 11: podseal.mesh.v1.Service
+	(*Mesh)(nil),                        // 12: podseal.mesh.v1.Mesh
+	(*ClientTLS)(nil),                   // 13: podseal.mesh.v1.ClientTLS
+	(*TrafficPolicy)(nil),               // 14: podseal.mesh.v1.TrafficPolicy
+	(*DestinationRule)(nil),             // 15: podseal.mesh.v1.DestinationRule
+	(*AuthorizationPolicy)(nil),         // 16: podseal.mesh.v1.AuthorizationPolicy
+	(*ServiceEntry)(nil),                // 17: podseal.mesh.v1.ServiceEntry
+	nil,                                 // 18: podseal.mesh.v1.Workload.PortModesEntry
+	(*Workload_Port)(nil),               // 19: podseal.mesh.v1.Workload.Port
+	(*Service_Port)(nil),                // 20: podseal.mesh.v1.Service.Port
+	(*Service_Endpoint)(nil),            // 21: podseal.mesh.v1.Service.Endpoint
+	nil,                                 // 22: podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	(*TrafficPolicy_Outlier)(nil),       // 23: podseal.mesh.v1.TrafficPolicy.Outlier
+	(*TrafficPolicy_Keepalive)(nil),     // 24: podseal.mesh.v1.TrafficPolicy.Keepalive
+	nil,                                 // 25: podseal.mesh.v1.DestinationRule.PortsEntry
+	(*AuthorizationPolicy_Rule)(nil),    // 26: podseal.mesh.v1.AuthorizationPolicy.Rule
+	(*AuthorizationPolicy_Matches)(nil), // 27: podseal.mesh.v1.AuthorizationPolicy.Matches
+	(*AuthorizationPolicy_Match)(nil),   // 28: podseal.mesh.v1.AuthorizationPolicy.Match
+	(*ServiceEntry_Prefix)(nil),         // 29: podseal.mesh.v1.ServiceEntry.Prefix
+	(*ServiceEntry_Port)(nil),           // 30: podseal.mesh.v1.ServiceEntry.Port
+	(*ServiceEntry_Endpoint)(nil),       // 31: podseal.mesh.v1.ServiceEntry.Endpoint
+	nil,                                 // 32: podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntry
 }
 var file_api_mesh_v1_mesh_proto_depIdxs = []int32{
 	0,  // 0: podseal.mesh.v1.Workload.mode:type_name -> podseal.mesh.v1.Mode
-	15, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
-	16, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
-	17, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
-	18, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
+	18, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
+	19, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
+	20, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
+	21, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
 	2,  // 5: podseal.mesh.v1.Mesh.outbound:type_name -> podseal.mesh.v1.OutboundPolicy
 	3,  // 6: podseal.mesh.v1.ClientTLS.mode:type_name -> podseal.mesh.v1.ClientTLSMode
-	11, // 7: podseal.mesh.v1.TrafficPolicy.tls:type_name -> podseal.mesh.v1.ClientTLS
+	13, // 7: podseal.mesh.v1.TrafficPolicy.tls:type_name -> podseal.mesh.v1.ClientTLS
 	4,  // 8: podseal.mesh.v1.TrafficPolicy.balance:type_name -> podseal.mesh.v1.Balance
-	21, // 9: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
-	20, // 10: podseal.mesh.v1.TrafficPolicy.outlier:type_name -> podseal.mesh.v1.TrafficPolicy.Outlier
-	12, // 11: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
-	22, // 12: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
+	24, // 9: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
+	23, // 10: podseal.mesh.v1.TrafficPolicy.outlier:type_name -> podseal.mesh.v1.TrafficPolicy.Outlier
+	14, // 11: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
+	25, // 12: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
 	5,  // 13: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
 	6,  // 14: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
-	23, // 15: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
-	0,  // 16: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
-	1,  // 17: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	1,  // 18: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	19, // 19: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	12, // 20: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
-	24, // 21: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	24, // 22: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	25, // 23: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	25, // 24: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	7,  // 25: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	26, // 15: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
+	29, // 16: podseal.mesh.v1.ServiceEntry.addresses:type_name -> podseal.mesh.v1.ServiceEntry.Prefix
+	30, // 17: podseal.mesh.v1.ServiceEntry.ports:type_name -> podseal.mesh.v1.ServiceEntry.Port
+	8,  // 18: podseal.mesh.v1.ServiceEntry.resolution:type_name -> podseal.mesh.v1.ServiceEntry.Resolution
+	31, // 19: podseal.mesh.v1.ServiceEntry.endpoints:type_name -> podseal.mesh.v1.ServiceEntry.Endpoint
+	0,  // 20: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
+	1,  // 21: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	1,  // 22: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	22, // 23: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	14, // 24: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
+	27, // 25: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	27, // 26: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	28, // 27: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	28, // 28: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	7,  // 29: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
+	1,  // 30: podseal.mesh.v1.ServiceEntry.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	9,  // 31: podseal.mesh.v1.ServiceEntry.Port.naming:type_name -> podseal.mesh.v1.ServiceEntry.Naming
+	32, // 32: podseal.mesh.v1.ServiceEntry.Endpoint.targets:type_name -> podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntry
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_mesh_v1_mesh_proto_init() }
@@ -2056,8 +2552,8 @@ func file_api_mesh_v1_mesh_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_mesh_v1_mesh_proto_rawDesc), len(file_api_mesh_v1_mesh_proto_rawDesc)),
-			NumEnums:      8,
-			NumMessages:   18,
+			NumEnums:      10,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
