@@ -250,13 +250,14 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 			return fmt.Errorf("control plane: %w", err)
 		}
 	}
-	return assembleLeader(cfg, mgr, auth, pub, roots)
+	enforce := &enforcement{cluster: pub.last.Load, each: streams.xds.Each, view: look.view, now: time.Now, log: cfg.Log}
+	return assembleLeader(cfg, mgr, auth, pub, roots, enforce)
 }
 
 // assembleLeader adds what only one replica does.
-func assembleLeader(cfg Config, mgr ctrl.Manager, auth *authority, pub *publisher, roots *rootWriter) error {
+func assembleLeader(cfg Config, mgr ctrl.Manager, auth *authority, pub *publisher, roots *rootWriter, enforce *enforcement) error {
 	maker := &rootMaker{client: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, namespace: cfg.Namespace, now: time.Now, random: rand.Reader, log: cfg.Log}
-	status := &statusWriter{client: mgr.GetClient(), verdicts: pub.verdicts, now: time.Now, log: cfg.Log}
+	status := &statusWriter{client: mgr.GetClient(), verdicts: pub.verdicts, more: enforce.conditions, now: time.Now, log: cfg.Log}
 	for _, run := range []leaderRunnable{maker.Run, status.Run} {
 		if err := mgr.Add(run); err != nil {
 			return fmt.Errorf("control plane: %w", err)

@@ -347,7 +347,7 @@ func TestCondition(t *testing.T) {
 	obj.SetGeneration(3)
 	obj.Object["status"] = map[string]any{"conditions": []any{map[string]any{"type": "Other", "status": "True"}}}
 	set := func(v discovery.Verdict, now time.Time) bool {
-		conditions, changed := withCondition(obj, v, now)
+		conditions, changed := withConditions(obj, []condition{{conditionAccepted, statusOf(v.Accepted), v.Reason, v.Message}}, now)
 		if changed {
 			obj.Object["status"] = map[string]any{"conditions": conditions}
 		}
@@ -402,11 +402,11 @@ func TestStatusIsWritten(t *testing.T) {
 	obj.SetName("p")
 	obj.Object["spec"] = map[string]any{}
 	c := fake.NewClientBuilder().WithScheme(newScheme()).WithObjects(obj).WithStatusSubresource(newPolicy(discovery.KindPeerAuthentication)).Build()
-	s := &statusWriter{client: c, now: at(epoch), log: quietLog}
+	s := &statusWriter{client: c, now: at(epoch), log: quietLog, written: map[discovery.Key]writing{}}
 	key := discovery.Key{Kind: discovery.KindPeerAuthentication, Namespace: "shop", Name: "p"}
 	for _, k := range []discovery.Key{key, {Kind: key.Kind, Namespace: "shop", Name: "gone"}} {
-		if err := s.write(t.Context(), k, discovery.Verdict{Accepted: true, Reason: "Accepted", Message: "m"}); err != nil {
-			t.Errorf("%s: %v", k, err)
+		if wrote, err := s.write(t.Context(), k, []condition{{conditionAccepted, "True", "Accepted", "m"}, {conditionEnforced, "False", "Progressing", "n"}}); err != nil || wrote != (k == key) {
+			t.Errorf("%s: %v %v", k, wrote, err)
 		}
 	}
 	got := newPolicy(discovery.KindPeerAuthentication)
@@ -414,7 +414,18 @@ func TestStatusIsWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	conditions, _, err := unstructured.NestedSlice(got.Object, "status", "conditions")
-	if err != nil || len(conditions) != 1 {
+	if err != nil || len(conditions) != 2 {
 		t.Errorf("conditions %v %v", conditions, err)
+	}
+	// What changes by itself is written again only after a while, and nothing twice.
+	for _, step := range []struct {
+		after   time.Duration
+		message string
+		wrote   bool
+	}{{time.Second, "o", false}, {statusAgain, "o", true}, {3 * statusAgain, "o", false}} {
+		s.now = at(epoch.Add(step.after))
+		if wrote, err := s.write(t.Context(), key, []condition{{conditionAccepted, "True", "Accepted", step.message}}); err != nil || wrote != step.wrote {
+			t.Errorf("after %s: wrote %v, %v", step.after, wrote, err)
+		}
 	}
 }

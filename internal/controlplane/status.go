@@ -15,120 +15,182 @@ import (
 	"podseal.io/podseal/internal/discovery"
 )
 
-// conditionAccepted says whether a policy, as it is now, is in force.
-const conditionAccepted = "Accepted"
+// The conditions of policies. Accepted says whether the object, as it is now, is
+// valid and not passed over; Enforced whether the proxies that it is for have
+// acknowledged it; CallersReady, of one with STRICT, whether it refuses somebody.
+const (
+	conditionAccepted     = "Accepted"
+	conditionEnforced     = "Enforced"
+	conditionCallersReady = "CallersReady"
+)
 
-// statusEvery is how often status may be written: counts of workloads change with
-// every pod, and nobody reads that fast.
-const statusEvery = 2 * time.Second
+// statusEvery is how often status is compared with what it should be, and
+// statusAgain how long after a write an object that nobody has changed may be written
+// again: counts change with every pod, and nobody reads that fast.
+const (
+	statusEvery = 2 * time.Second
+	statusAgain = 10 * time.Second
+)
+
+// maxStatusWrites is how many objects are written each time.
+const maxStatusWrites = 20
+
+// condition is one of an object.
+type condition struct {
+	kind, status, reason, message string
+}
+
+// statusOf is the status of a condition.
+func statusOf(b bool) string {
+	if b {
+		return "True"
+	}
+	return "False"
+}
 
 // statusWriter tells the authors of policies what became of them.
 type statusWriter struct {
 	client   client.Client
 	verdicts <-chan discovery.Verdicts
-	now      func() time.Time
-	log      *slog.Logger
+	// more are further conditions of each object, as they are now; nil without any.
+	more    func(ctx context.Context, verdicts discovery.Verdicts) map[discovery.Key][]condition
+	now     func() time.Time
+	log     *slog.Logger
+	written map[discovery.Key]writing
+}
+
+// writing is when an object was written, and which generation of it.
+type writing struct {
+	at         time.Time
+	generation int64
 }
 
 // Run works until the context ends. What can't be written is tried again.
 func (s *statusWriter) Run(ctx context.Context) error {
+	s.written = map[discovery.Key]writing{}
 	var verdicts discovery.Verdicts
+	select {
+	case <-ctx.Done():
+		return nil
+	case verdicts = <-s.verdicts:
+	}
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case verdicts = <-s.verdicts:
-		}
-		for !s.writeAll(ctx, verdicts) {
-			if !sleep(ctx, statusEvery) {
-				return nil
-			}
-			select {
-			case verdicts = <-s.verdicts: // newer ones
-			default:
-			}
-		}
+		s.writeAll(ctx, verdicts)
 		if !sleep(ctx, statusEvery) {
 			return nil
+		}
+		select {
+		case verdicts = <-s.verdicts: // newer ones
+		default:
 		}
 	}
 }
 
-// writeAll reports whether every policy has its status.
-func (s *statusWriter) writeAll(ctx context.Context, verdicts discovery.Verdicts) bool {
-	done := true
+// writeAll gives every policy its status, but for those that were written a moment ago.
+func (s *statusWriter) writeAll(ctx context.Context, verdicts discovery.Verdicts) {
+	var more map[discovery.Key][]condition
+	if s.more != nil {
+		more = s.more(ctx, verdicts)
+	}
+	writes := 0
 	for key, v := range verdicts {
 		if newPolicy(key.Kind) == nil {
 			continue
 		}
-		if err := s.write(ctx, key, v); err != nil {
-			done = false
+		if writes >= maxStatusWrites {
+			break
+		}
+		wrote, err := s.write(ctx, key, append([]condition{{conditionAccepted, statusOf(v.Accepted), v.Reason, v.Message}}, more[key]...))
+		if wrote {
+			writes++
+		}
+		if err != nil && ctx.Err() == nil {
 			s.log.Warn("status not written", slog.String("object", key.String()), slog.String("error", err.Error()))
 		}
 	}
-	return done
+	for key := range s.written {
+		if _, here := verdicts[key]; !here {
+			delete(s.written, key)
+		}
+	}
 }
 
-// write sets the condition of one policy, if it says something else now.
-func (s *statusWriter) write(ctx context.Context, key discovery.Key, v discovery.Verdict) error {
+// write sets the conditions of one policy, if they say something else now, and
+// reports whether it did.
+func (s *statusWriter) write(ctx context.Context, key discovery.Key, next []condition) (bool, error) {
 	obj := newPolicy(key.Kind)
 	err := s.client.Get(ctx, types.NamespacedName{Namespace: key.Namespace, Name: key.Name}, obj)
 	if apierrors.IsNotFound(err) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("read: %w", err)
+		return false, fmt.Errorf("read: %w", err)
 	}
-	conditions, changed := withCondition(obj, v, s.now())
-	if !changed {
-		return nil
+	last, generation := s.written[key], obj.GetGeneration()
+	conditions, changed := withConditions(obj, next, s.now())
+	if !changed || (last.generation == generation && s.now().Sub(last.at) < statusAgain) {
+		return false, nil
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": obj.GetResourceVersion()},
 		"status":   map[string]any{"conditions": conditions},
 	})
 	if err != nil {
-		return fmt.Errorf("encode: %w", err)
+		return false, fmt.Errorf("encode: %w", err)
 	}
 	err = s.client.Status().Patch(ctx, obj, client.RawPatch(types.MergePatchType, patch), fieldOwner)
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("patch: %w", err)
+	switch {
+	case apierrors.IsConflict(err): // our cache is behind: the next time
+		return false, nil
+	case client.IgnoreNotFound(err) != nil:
+		return false, fmt.Errorf("patch: %w", err)
 	}
-	return nil
+	s.written[key] = writing{s.now(), generation}
+	return true, nil
 }
 
-// withCondition returns the conditions that a policy should have, those of
-// others among them, and whether they differ from what it has.
-func withCondition(obj *unstructured.Unstructured, v discovery.Verdict, now time.Time) ([]any, bool) {
-	status := "False"
-	if v.Accepted {
-		status = "True"
-	}
-	next := map[string]any{
-		"type": conditionAccepted, "status": status, "reason": v.Reason, "message": v.Message,
-		"lastTransitionTime": now.UTC().Format(time.RFC3339),
-	}
-	generation := obj.GetGeneration()
-	if generation > 0 {
-		next["observedGeneration"] = generation
-	}
+// withConditions returns the conditions that a policy should have, those of
+// others among them, and whether they differ from what it has. Of ours, those that
+// next doesn't have are taken away.
+func withConditions(obj *unstructured.Unstructured, next []condition, now time.Time) (out []any, changed bool) {
 	have, _, err := unstructured.NestedSlice(obj.Object, "status", "conditions")
 	if err != nil {
 		have = nil // not a list: replaced
 	}
-	out := make([]any, 0, len(have)+1)
+	before := map[string]map[string]any{}
 	for _, c := range have {
 		old, ok := c.(map[string]any)
-		if !ok || old["type"] != conditionAccepted {
-			out = append(out, c)
-			continue
-		}
-		if old["status"] == status && old["reason"] == v.Reason && old["message"] == v.Message && (generation == 0 || old["observedGeneration"] == generation) {
-			return nil, false
-		}
-		if old["status"] == status && old["lastTransitionTime"] != nil {
-			next["lastTransitionTime"] = old["lastTransitionTime"]
+		kind, _ := old["type"].(string)
+		switch kind {
+		case conditionAccepted, conditionEnforced, conditionCallersReady:
+			before[kind] = old
+		default:
+			if ok {
+				out = append(out, c)
+			}
 		}
 	}
-	return append(out, next), true
+	changed = len(before) != len(next)
+	for _, c := range next {
+		value, same := c.over(before[c.kind], obj.GetGeneration(), now)
+		changed = changed || !same
+		out = append(out, value)
+	}
+	return out, changed
+}
+
+// over is the condition as it is written, in the place of an old one, and whether
+// they are the same.
+func (c condition) over(old map[string]any, generation int64, now time.Time) (value map[string]any, same bool) {
+	value = map[string]any{
+		"type": c.kind, "status": c.status, "reason": c.reason, "message": c.message, "lastTransitionTime": now.UTC().Format(time.RFC3339),
+	}
+	if generation > 0 {
+		value["observedGeneration"] = generation
+	}
+	if old["status"] == c.status && old["lastTransitionTime"] != nil {
+		value["lastTransitionTime"] = old["lastTransitionTime"]
+	}
+	same = old != nil && old["status"] == c.status && old["reason"] == c.reason && old["message"] == c.message && (generation == 0 || old["observedGeneration"] == generation)
+	return value, same
 }

@@ -1,0 +1,107 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/edges"
+	"podseal.io/podseal/internal/wire"
+	"podseal.io/podseal/internal/xds"
+)
+
+// testEnforcement has three pods of the mesh that follow shop/strict and
+// shop/from-web, of which some are connected and are so far with the policy.
+func testEnforcement(how map[string]xds.Holding) (*enforcement, discovery.Verdicts) {
+	c := *testExplainer().cluster()
+	c.Pods = append(c.Pods, meshPod("shop", "db", "10.0.0.4", true))
+	_, verdicts := discovery.Build(c)
+	e := &enforcement{
+		cluster: func() *discovery.Cluster { return &c }, now: func() time.Time { return epoch }, log: slog.New(slog.DiscardHandler),
+		view: func(context.Context, string, []string) (*View, error) {
+			return adviceView(edges.Plaintext, "cron"), nil
+		},
+		each: func(visit func(xds.PeerStatus, func(typeURL, name string) xds.Holding)) {
+			for pod, h := range how {
+				visit(xds.PeerStatus{Node: xds.Node{ID: "sidecar~ip~" + pod + ".shop~d"}, Connected: epoch}, func(typeURL, _ string) xds.Holding {
+					if typeURL == wire.TypeWorkload {
+						return xds.Held
+					}
+					return h
+				})
+			}
+		},
+	}
+	return e, verdicts
+}
+
+// A policy is enforced when all of the proxies say so that it is for.
+func TestEnforcedCondition(t *testing.T) {
+	key := discovery.Key{Kind: discovery.KindAuthorizationPolicy, Namespace: "shop", Name: "from-web"}
+	for name, tc := range map[string]struct {
+		how             map[string]xds.Holding
+		status, message string
+	}{
+		"all":         {map[string]xds.Holding{"web": xds.Held, "api": xds.Held, "db": xds.Held}, "True Enforced", "enforced by 3 of 3 workloads"},
+		"one is late": {map[string]xds.Holding{"web": xds.Held, "api": xds.Waiting, "db": xds.Held}, "False Progressing", "enforced by 2 of 3 workloads; 1 have not acknowledged it yet"},
+		"one refuses": {map[string]xds.Holding{"web": xds.Held, "api": xds.Rejected, "db": xds.Waiting}, "False Rejected", "enforced by 1 of 3 workloads; refused by shop/api: `podseal status` says why"},
+		"one is away": {map[string]xds.Holding{"web": xds.Held, "api": xds.Held}, "Unknown NotConnected", "enforced by 2 of 3 workloads; 1 are not connected to the control plane's leader"},
+		"nobody":      {nil, "Unknown NotConnected", "enforced by 0 of 3 workloads; 3 are not"},
+	} {
+		e, verdicts := testEnforcement(tc.how)
+		got := e.conditions(t.Context(), verdicts)[key]
+		if len(got) != 1 || got[0].status+" "+got[0].reason != tc.status || !strings.HasPrefix(got[0].message, tc.message) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	for name, tc := range map[string]struct {
+		v    discovery.Verdict
+		want string
+	}{
+		"shadowed":   {discovery.Verdict{Reason: discovery.ReasonShadowed, Message: "other is older"}, "False Shadowed ignored: other is older"},
+		"invalid":    {discovery.Verdict{Reason: discovery.ReasonInvalid, Message: "x · it is left out"}, "False Invalid ignored: it is not valid"},
+		"selects no": {discovery.Verdict{Accepted: true, Reason: discovery.ReasonAccepted}, "False NoWorkload no running pod of the mesh is to enforce it"},
+	} {
+		if c := enforcedCondition(tc.v, nil, nil); strings.Join([]string{c.status, c.reason, c.message}, " ") != tc.want {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
+}
+
+// What says STRICT says whom that refuses, and says the same until somebody else is.
+func TestCallersCondition(t *testing.T) {
+	key := discovery.Key{Kind: discovery.KindPeerAuthentication, Namespace: "shop", Name: "strict"}
+	young := adviceView(edges.MutualTLS)
+	young.Proxies[0].Started = epoch.Add(-time.Hour)
+	for name, tc := range map[string]struct {
+		view *View
+		want string
+	}{
+		"somebody":        {adviceView(edges.Plaintext, "cron", "batch"), "False CallersRefused seen within 24h0m0s without the mesh's mutual TLS: old/batch at shop/api port 8080, old/cron at shop/api port 8080; `podseal strict` says what they need"},
+		"many":            {adviceView(edges.Plaintext, "a", "b", "c", "d", "e", "f"), "old/e at shop/api port 8080 and 1 more;"},
+		"nobody":          {adviceView(edges.MutualTLS, "web"), "True NobodyRefused nobody was refused"},
+		"not long enough": {young, "Unknown NotObserved nobody was refused, or seen who would be, but 1 of 1"},
+	} {
+		e, verdicts := testEnforcement(nil)
+		e.view = func(context.Context, string, []string) (*View, error) {
+			tc.view.Pods[0].Name = "api"
+			tc.view.Proxies[0].Pod = "api"
+			return tc.view, nil
+		}
+		got := e.conditions(t.Context(), verdicts)[key]
+		if len(got) != 2 || !strings.Contains(strings.Join([]string{got[1].status, got[1].reason, got[1].message}, " "), tc.want) {
+			t.Errorf("%s: %+v", name, got)
+		}
+		e.view = func(context.Context, string, []string) (*View, error) { return nil, errors.New("no") }
+		again := e.conditions(t.Context(), verdicts)[key]
+		e.looked = time.Time{}
+		later := e.conditions(t.Context(), verdicts)[key]
+		if len(again) != 2 || again[1] != got[1] || later[1] != got[1] {
+			t.Errorf("%s: again %+v, later %+v", name, again, later)
+		}
+	}
+}
