@@ -40,7 +40,8 @@ demo-down: bin/cluster ## remove the demo's cluster
 
 test: setup gen-check lint test-unit test-netns test-hack test-e2e ## everything; what .ci/run runs
 
-test-unit: ## packages, with the race detector
+test-unit: setup ## packages, with the race detector
+	@./hack/setup browser
 	$(GOTEST) -race $$(go list ./... | grep -v /test/)
 
 test-netns: setup ## the data plane between network namespaces, and the bench in small (root)

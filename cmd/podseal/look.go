@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/controlplane"
+	"podseal.io/podseal/internal/dashboard"
 	"podseal.io/podseal/internal/settings"
 )
 
@@ -252,6 +253,20 @@ func (l *looker) explain(ctx context.Context, q *controlplane.ExplainRequest) (*
 		l.note("not looked at: " + out.Unread)
 	}
 	return out, nil
+}
+
+// page asks a replica for a part of the dashboard. Callers close the body.
+func (l *looker) page(ctx context.Context, name string) (*http.Response, error) {
+	if err := l.authorize(ctx); err != nil {
+		return nil, err
+	}
+	r := l.replicas[0]
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+dashboard.Path+url.PathEscape(name), http.NoBody) //nolint:gosec // the replica that was forwarded to
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+l.token)
+	return r.http.Do(req) //nolint:gosec // likewise
 }
 
 // call asks one replica and decodes its answer.

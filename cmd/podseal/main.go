@@ -146,6 +146,7 @@ func newRoot(s streams) *cobra.Command {
 		newVerifyCommand(s, k),
 		newReportCommand(s, k),
 		newStrictCommand(s, k),
+		newDashboardCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/ca"
+	"podseal.io/podseal/internal/dashboard"
 )
 
 // What whoever wants to look at the mesh needs to know. The port is open on the
@@ -59,6 +60,12 @@ func (s *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+InspectPath, s.serve)
 	mux.HandleFunc("POST "+ExplainPath, s.serveExplain)
 	mux.HandleFunc("GET "+AttestPath, s.serveAttest)
+	mux.HandleFunc("GET "+dashboard.Path+"{name...}", func(w http.ResponseWriter, r *http.Request) {
+		if _, leave, ok := s.enter(w, r, ""); ok {
+			dashboard.Serve(w, r.PathValue("name"))
+			leave()
+		}
+	})
 	return mux
 }
 
