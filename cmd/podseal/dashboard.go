@@ -78,7 +78,9 @@ func (o *dashboardOptions) run(ctx context.Context, s streams, k *kube) error {
 	select {
 	case <-ctx.Done():
 		_ = server.Close() // nothing is worth waiting for
-		_ = <-served       // that it was closed
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
 		return nil
 	case err := <-served:
 		return err
