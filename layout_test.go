@@ -29,6 +29,7 @@ var mayImport = map[string]string{
 	"internal/xds/xdspb":     "",
 	"internal/ca":            "internal/identity",
 	"internal/capture":       "",
+	"internal/cni":           "internal/capture",
 	"internal/proxy":         "internal/accesslog internal/identity internal/policy internal/workload internal/wire internal/tlsconn internal/h2 internal/xds internal/ca internal/capture internal/metrics internal/version internal/edges internal/report api/report/v1",
 	"internal/accesslog":     "",
 	"internal/settings":      "api/deckhouse/v1alpha1 internal/accesslog",
@@ -49,7 +50,7 @@ var mayImport = map[string]string{
 	"api/report/v1":          "",
 	"deploy/podseal":         "",
 	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/dashboard internal/ca internal/identity internal/controlplane internal/explain internal/strict internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
-	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/proof internal/version",
+	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/cni internal/proof internal/version",
 }
 
 // onlyIn says where an outside package (by prefix) may be imported.
@@ -61,6 +62,7 @@ var onlyIn = map[string]string{
 	"google.golang.org/grpc":         "api/report/v1 internal/report internal/xds internal/xds/xdspb internal/ca internal/controlplane internal/proxy internal/meshtest",
 	"github.com/google/nftables":     "internal/capture",
 	"github.com/vishvananda/":        "internal/capture internal/proof",
+	"github.com/containernetworking": "internal/cni",
 }
 
 // ioFree packages decide: they open nothing and read no clock.

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"syscall"
 
 	"podseal.io/podseal/internal/capture"
 )
@@ -26,6 +28,9 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 	}
 	if err != nil {
 		return refuse(stderr, "bad arguments", err)
+	}
+	if opts.ProveOnly {
+		return runValidation(ctx, opts, stderr)
 	}
 	opts.IPv6, err = capture.HasIPv6(os.DirFS("/proc"))
 	if err != nil {
@@ -52,6 +57,40 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 	fmt.Fprint(stdout, rules.Text())
 	log.Info("capture is in place", slog.Bool("ipv4", opts.IPv4), slog.Bool("ipv6", opts.IPv6),
 		slog.Int("proxy_port", int(opts.ProxyPort)), slog.Int("inbound_port", int(opts.InboundPort)))
+	return 0
+}
+
+// runValidation proves that the pod is captured, before there is a proxy: it listens in
+// its stead (contract 5.14).
+func runValidation(ctx context.Context, opts capture.Options, stderr io.Writer) int {
+	var inbound []*net.TCPListener
+	for _, network := range []string{"tcp4", "tcp6"} {
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		l, err := lc.Listen(ctx, network, fmt.Sprintf(":%d", opts.InboundPort))
+		if network == "tcp6" && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return refuse(stderr, "can't tell whether the pod is captured", err)
+		}
+		defer l.Close()
+		if tcp, ok := l.(*net.TCPListener); ok {
+			inbound = append(inbound, tcp)
+		}
+	}
+	others, err := proveCapture(ctx, inbound)
+	for _, c := range others {
+		_ = c.Close() // there is nobody yet to serve it
+	}
+	if err != nil {
+		code := refuse(stderr, "validation failed", err)
+		if errors.Is(err, capture.ErrNotCaptured) {
+			return exitMissing
+		}
+		return code
+	}
+	slog.New(slog.NewTextHandler(stderr, nil)).Info("capture is in place")
 	return 0
 }
 

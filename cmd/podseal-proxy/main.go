@@ -8,8 +8,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
+	"podseal.io/podseal/internal/cni"
 	"podseal.io/podseal/internal/version"
 )
 
@@ -21,6 +23,7 @@ Commands:
   wait     wait until the proxy is ready (postStart)
   drain    tell the proxy that the pod is ending (preStop)
   observe  see what is on the wire of this pod, and what the proxy says of it
+  cni      capture pods from the node: what a container runtime runs, and what installs it
   version  print the version
 
 "podseal-proxy COMMAND -h" says more.
@@ -31,7 +34,11 @@ func main() {
 	// finds the default behaviour again and ends the program.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == cni.Name {
+		args = []string{"cni"} // a runtime knows the plugin by its file's name and gives it no arguments
+	}
+	os.Exit(run(ctx, args, os.Getenv, os.Stdout, os.Stderr))
 }
 
 // run is the program without its process: exit codes are 0 for success, 1 for
@@ -52,6 +59,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return runDrain(ctx, rest, stderr)
 	case "observe":
 		return runObserve(ctx, rest, os.Stdin, stdout, stderr)
+	case "cni":
+		return runCNI(ctx, rest, getenv, stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, version.Version)
 		return 0

@@ -68,6 +68,9 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	if err := proxy.Run(ctx, cfg); err != nil {
 		fmt.Fprintf(stderr, "podseal-proxy: %v\n", err)
 		leaveMessage(terminationLog, err.Error())
+		if errors.Is(err, capture.ErrNotCaptured) {
+			return exitMissing
+		}
 		return 1
 	}
 	return 0
@@ -110,6 +113,7 @@ func proxyConfig(args []string, getenv func(string) string, stderr io.Writer) (p
 	fs.IntVar(&cfg.MaxConnections, "max-connections", env.number("PODSEAL_MAX_CONNECTIONS", proxy.DefaultMaxConnections), "connections open at a time, in each direction (env PODSEAL_MAX_CONNECTIONS)")
 	fs.DurationVar(&cfg.Drain, "drain", env.duration("TERMINATION_DRAIN_DURATION", proxy.DefaultDrain), "how long open connections may finish (env TERMINATION_DRAIN_DURATION)")
 	fs.DurationVar(&cfg.Control.TTL, "certificate-ttl", env.duration("SECRET_TTL", 24*time.Hour), "life of certificates to ask for (env SECRET_TTL)")
+	requireCapture := fs.Bool("require-capture", false, "exit with 126 unless the traffic of this pod is captured")
 	logLevel := fs.String("proxyLogLevel", cmp.Or(getenv("PODSEAL_LOG_LEVEL"), "info"), "debug, info, warn or error; Istio's own names are read too")
 	for _, name := range ignored {
 		fs.String(name, "", "ignored: a flag of Istio's agent")
@@ -128,11 +132,28 @@ func proxyConfig(args []string, getenv func(string) string, stderr io.Writer) (p
 	}
 	env.pod(&cfg)
 	cfg.Linger = proxy.DefaultLinger
+	if *requireCapture {
+		cfg.Prove = proveCapture
+	}
 	if err := errors.Join(env.faults...); err != nil {
 		fmt.Fprintf(stderr, "podseal-proxy: %v\n", err)
 		return cfg, 0, 2
 	}
 	return cfg, parseLevel(*logLevel), -1
+}
+
+// proveCapture is for pods that are captured from the node's side, so that no container
+// of theirs has seen the rules.
+func proveCapture(ctx context.Context, inbound []*net.TCPListener) ([]*net.TCPConn, error) {
+	addrs, err := capture.PodAddresses()
+	if err != nil {
+		return nil, err
+	}
+	others, err := capture.Prove(ctx, inbound, addrs)
+	if err != nil {
+		err = fmt.Errorf("%w; the CNI plugin of the mesh did not run when the pod was made, so the pod must not go on: delete it, and it is made anew", err)
+	}
+	return others, err
 }
 
 // parseLevel reads a log level. The injected argument --proxyLogLevel=warning is

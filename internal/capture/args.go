@@ -18,6 +18,9 @@ type Options struct {
 	VerifyOnly bool
 	// DryRun: print the rules and do nothing.
 	DryRun bool
+	// ProveOnly: change and read nothing, but prove that the pod is captured (contract
+	// 5.14).
+	ProveOnly bool
 }
 
 // refusedEnv are settings that change what is captured and that are not honoured.
@@ -55,21 +58,25 @@ func Parse(args []string, getenv func(name string) string, usage io.Writer) (Opt
 	c.RerouteInterfaces = p.list("kube-virt-interfaces")
 	c.Loopback = p.loopback(getenv("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR"), c.Loopback)
 	p.refuse(getenv)
+	if p.validate != p.skipApply {
+		p.bad("--run-validation and --skip-rule-apply go together only")
+	}
 	if err := errors.Join(p.faults...); err != nil {
 		return Options{}, err
 	}
 	if err := c.Validate(); err != nil {
 		return Options{}, err
 	}
-	return Options{Config: c, VerifyOnly: p.verifyOnly, DryRun: p.dryRun}, nil
+	return Options{Config: c, VerifyOnly: p.verifyOnly, DryRun: p.dryRun, ProveOnly: p.validate}, nil
 }
 
 type parser struct {
-	flags              *flag.FlagSet
-	values             map[string]*string
-	refused            []string
-	verifyOnly, dryRun bool
-	faults             []error
+	flags               *flag.FlagSet
+	values              map[string]*string
+	refused             []string
+	verifyOnly, dryRun  bool
+	validate, skipApply bool
+	faults              []error
 }
 
 func newParser(usage io.Writer) *parser {
@@ -89,6 +96,8 @@ func newParser(usage io.Writer) *parser {
 	p.text("kube-virt-interfaces", "k", "", "`interfaces` of virtual machines, whose traffic is outbound")
 	p.text("istio-exclude-interfaces", "c", "", "`interfaces` that are not captured")
 	p.flags.BoolVar(&p.verifyOnly, "verify-only", false, "change nothing; exit 126 if the rules are not in place")
+	p.flags.BoolVar(&p.validate, "run-validation", false, "prove that this pod is captured; exit 126 if it is not. Needs --skip-rule-apply")
+	p.flags.BoolVar(&p.skipApply, "skip-rule-apply", false, "change nothing")
 	p.flags.BoolVar(&p.dryRun, "dry-run", false, "print the rules and do nothing")
 	for name, what := range map[string]string{
 		"redirect-dns": "DNS capture", "capture-all-dns": "DNS capture", "drop-invalid": "dropping invalid packets",

@@ -85,6 +85,9 @@ func (in *injection) proxyContainer() corev1.Container {
 	if in.logLevel != "" {
 		args = append(args, "--proxyLogLevel="+in.logLevel)
 	}
+	if in.byPlugin() {
+		args = append(args, "--require-capture")
+	}
 	c := corev1.Container{
 		Name:            ProxyContainer,
 		Image:           in.image,

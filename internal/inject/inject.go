@@ -11,6 +11,11 @@
 //	native   istio-init, istio-proxy (restartPolicy Always), then the user's: they run inside the mesh (contract 5.42)
 //	classic  the user's, then istio-init: they run outside of it (contract 5.43)
 //
+// With the CNI plugin, which captures a pod before any container of it runs, there is
+// no istio-init, and the proxy itself proves that the pod is captured before it is
+// ready. The application of a classic sidecar doesn't wait for that, so there
+// istio-validation comes first and proves it.
+//
 // A container istio-proxy that the pod brings customizes the proxy (contract 5.8).
 //
 // Annotations are part of the API. A value that is wrong refuses the pod; all
@@ -34,8 +39,9 @@ import (
 
 // Names of what is added to a pod.
 const (
-	ProxyContainer = "istio-proxy"
-	InitContainer  = "istio-init"
+	ProxyContainer      = "istio-proxy"
+	InitContainer       = "istio-init"
+	ValidationContainer = "istio-validation"
 )
 
 // Ports of the proxy (contract 5.35).
@@ -151,7 +157,7 @@ type injection struct {
 // pod that the API server refuses with less to go by.
 func (in *injection) refuseNames() {
 	for _, c := range slices.Concat(in.pod.Spec.InitContainers, in.pod.Spec.Containers) {
-		if c.Name == InitContainer {
+		if c.Name == InitContainer || c.Name == ValidationContainer {
 			in.fault("container %q: the pod brings a container of this name itself, and it can't be customized; remove it, annotations such as %s say what is captured",
 				c.Name, annotation.SidecarTrafficExcludeOutboundPorts.Name)
 		}
@@ -175,10 +181,11 @@ const (
 // of the pod with istio-init in it.
 func (in *injection) refusePodSecurity() {
 	level := in.Namespace.Labels[podSecurityLabel]
-	if !in.capture || (level != "baseline" && level != "restricted") {
+	if !in.byInit() || (level != "baseline" && level != "restricted") {
 		return
 	}
 	in.fault("namespace %q enforces the Pod Security Standard %q (label %s), which forbids the capability NET_ADMIN, and init container %q needs it to capture the pod's traffic; "+
+		"let the CNI plugin capture instead, which needs nothing in the pod (ModuleConfig istio: dataPlane.trafficRedirectionSetupMode: CNIPlugin), "+
 		"label the namespace %s=privileged (or %s=privileged), or leave the pod out of the mesh with its label %s=false",
 		in.NamespaceName, level, podSecurityLabel, InitContainer, deckhousePolicyLabel, podSecurityLabel, label.SidecarInject.Name)
 }
@@ -187,8 +194,11 @@ func (in *injection) refusePodSecurity() {
 func (in *injection) containers() {
 	spec := &in.pod.Spec
 	var first, last []corev1.Container
-	if in.capture {
+	switch {
+	case in.byInit():
 		first = append(first, in.initContainer())
+	case in.byPlugin() && !in.native:
+		spec.InitContainers = slices.Insert(spec.InitContainers, 0, in.validationContainer())
 	}
 	proxy := in.proxyContainer()
 	in.customize(&proxy)
@@ -253,8 +263,14 @@ func (in *injection) annotations() error {
 	}
 	a := in.pod.Annotations
 	st := status{ImagePullSecrets: in.Params.ImagePullSecrets, Revision: in.Params.Revision}
-	if in.capture {
+	switch {
+	case in.byInit():
 		st.InitContainers = append(st.InitContainers, InitContainer)
+	case in.byPlugin():
+		in.tellPlugin(a)
+		if !in.native {
+			st.InitContainers = append(st.InitContainers, ValidationContainer)
+		}
 	}
 	if in.native {
 		st.InitContainers = append(st.InitContainers, ProxyContainer)

@@ -16,6 +16,11 @@ func (in *injection) warnTraps() {
 	if dns := in.Pod.Spec.DNSPolicy; dns == corev1.DNSDefault || dns == corev1.DNSNone {
 		in.warn("dnsPolicy: %s: the proxy looks up the control plane (%s) by the pod's DNS; if that does not know the cluster's names, the pod never becomes ready", dns, in.Params.DiscoveryAddress)
 	}
+	if in.byPlugin() && !in.native {
+		for _, c := range in.Pod.Spec.InitContainers {
+			in.warn("init container %q is captured before there is a proxy, and reaches nothing over TCP: with the CNI plugin only a native sidecar starts before it (annotation %s=true)", c.Name, annotation.SidecarNativeSidecar.Name)
+		}
+	}
 	if in.native || in.hold || !in.capture {
 		return
 	}

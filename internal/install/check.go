@@ -112,6 +112,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 		}},
 		{"control plane", []check{
 			{"Deployment d8-istio/istiod is available", c.controlPlaneAvailable, false},
+			{"the CNI plugin is on every node if it captures, and else on none", c.pluginEverywhere, false},
 			{"the webhooks are registered and trust the mesh root", c.webhooks, false},
 			{"the injector answers", c.injectorAnswers, false},
 			{"the validator is in force", c.validatorAnswers, false},
@@ -124,6 +125,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 		}},
 		{"data plane", []check{
 			{"every injected pod is ready", c.podsReady, false},
+			{"no pod is held since the CNI plugin did not capture it", c.heldPods, false},
 			{"every proxy is of the control plane's version", c.proxyVersions, false},
 			{"every pod that should have a proxy has one", c.uncaptured, false},
 			{"every label istio.io/rev names this mesh", c.revisions, false},

@@ -106,6 +106,15 @@ func (h *healthy) give(root string) {
 	h.ownRoot = caSecret(settings.CASecret, "ca-cert.pem", root)
 }
 
+// plugin adds the DaemonSet of the CNI plugin.
+func (h *healthy) plugin(t *testing.T, mode string, nodes, ready int32) {
+	t.Helper()
+	ds := &appsv1.DaemonSet{}
+	convert(t, find(t, render(t, PartControlPlane, "cni.mode="+mode), "DaemonSet", CNIDaemonSet), ds)
+	ds.Status = appsv1.DaemonSetStatus{DesiredNumberScheduled: nodes, UpdatedNumberScheduled: nodes, NumberReady: ready}
+	h.more = append(h.more, ds)
+}
+
 func deployment(namespace, name string) *appsv1.Deployment {
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{partOfLabel: partOf}},
@@ -224,6 +233,41 @@ func TestChecks(t *testing.T) {
 		"pod not ready": {
 			func(h *healthy) { h.pod.Status.Conditions = nil },
 			[]string{"warning: 1 of 1 are not: shop/web"},
+		},
+		"CNI plugin, on every node": {
+			func(h *healthy) { h.plugin(t, "install", 2, 2) }, nil,
+		},
+		"CNI plugin, missing on a node": {
+			func(h *healthy) {
+				h.plugin(t, "install", 2, 1)
+				h.more = append(h.more, &corev1.Pod{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "d8-istio", Name: "istio-cni-node-x", Labels: map[string]string{"k8s-app": "istio-cni-node"}},
+					Spec:       corev1.PodSpec{NodeName: "node-2"},
+				})
+			},
+			[]string{"error: the CNI plugin is on 1 of 2 nodes, not on: node-2"},
+		},
+		"CNI plugin, wanted and not there": {
+			func(h *healthy) {
+				h.mc.Spec.Settings = &runtime.RawExtension{Raw: []byte(`{"dataPlane":{"trafficRedirectionSetupMode":"CNIPlugin"}}`)}
+			},
+			[]string{"error: DaemonSet d8-istio/istio-cni-node is not there"},
+		},
+		"a pod that the CNI plugin did not capture": { // contract 5.52
+			func(h *healthy) {
+				h.plugin(t, "install", 1, 1)
+				h.pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{
+					Name: "istio-proxy", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}},
+					LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 126}},
+				}}
+			},
+			[]string{"error: 1 pod is held, since their traffic is not captured: shop/web"},
+		},
+		"a pod that relies on a CNI plugin that has gone": {
+			func(h *healthy) {
+				h.pod.Spec.InitContainers[0].Args = []string{"proxy", "sidecar", "--require-capture"}
+			},
+			[]string{"warning: 1 pod relies on the CNI plugin, which is not there any more: shop/web"},
 		},
 		"old proxy": {
 			func(h *healthy) { h.pod.Spec.InitContainers[0].Image = "podseal.io/podseal-proxy:v0" },

@@ -67,6 +67,8 @@ type Manager struct {
 	// Values render the control plane's part, apart from what settings say.
 	Values Values
 	Log    *slog.Logger
+
+	leaving time.Time // since when the CNI plugin is to go
 }
 
 // Reconcile implements [reconcile.Reconciler]. The request doesn't matter:
@@ -76,15 +78,15 @@ func (m *Manager) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile
 	err := m.Client.Get(ctx, types.NamespacedName{Name: settings.ModuleName}, mc)
 	switch {
 	case apierrors.IsNotFound(err):
-		return reconcile.Result{}, m.remove(ctx)
+		return m.remove(ctx)
 	case err != nil:
 		return reconcile.Result{}, fmt.Errorf("read ModuleConfig %s: %w", settings.ModuleName, err)
 	case mc.Spec.Maintenance == v1alpha1.NoResourceReconciliation:
 		err := m.rest(ctx)
 		return reconcile.Result{}, errors.Join(err, m.answer(ctx, mc, messageMaintenance))
 	case mc.Spec.Enabled == nil || !*mc.Spec.Enabled || mc.DeletionTimestamp != nil:
-		err := m.remove(ctx)
-		return reconcile.Result{}, errors.Join(err, m.answer(ctx, mc, ""))
+		result, err := m.remove(ctx)
+		return result, errors.Join(err, m.answer(ctx, mc, ""))
 	}
 	message := m.enable(ctx, mc)
 	after := netEvery
@@ -143,7 +145,11 @@ func (m *Manager) cluster() *Cluster {
 
 // apply makes the cluster agree with the settings.
 func (m *Manager) apply(ctx context.Context, s settings.Settings) error {
-	objects, err := m.objects(s)
+	cni, err := m.planCNI(ctx, &s)
+	if err != nil {
+		return err
+	}
+	objects, err := m.objects(s, cni)
 	if err != nil {
 		return err
 	}
@@ -162,9 +168,10 @@ func (m *Manager) apply(ctx context.Context, s settings.Settings) error {
 	return cluster.Delete(ctx, slices.DeleteFunc(all, func(u *unstructured.Unstructured) bool { return wanted[describe(u)] }))
 }
 
-// objects are the control plane's part and the Secret with the settings.
-func (m *Manager) objects(s settings.Settings) ([]*unstructured.Unstructured, error) {
-	objects, err := Render(m.valuesFor(s), PartControlPlane)
+// objects are the control plane's part and the Secret with the settings. cni is what
+// the DaemonSet of the CNI plugin is to do, "" for none.
+func (m *Manager) objects(s settings.Settings, cni string) ([]*unstructured.Unstructured, error) {
+	objects, err := Render(m.valuesFor(s, cni), PartControlPlane)
 	if err != nil {
 		return nil, err
 	}
@@ -204,12 +211,12 @@ func (m *Manager) objects(s settings.Settings) ([]*unstructured.Unstructured, er
 func (m *Manager) everything() ([]*unstructured.Unstructured, error) {
 	s := settings.Default("")
 	s.ControlPlane.Replicas = 2 // more than one brings the PodDisruptionBudget
-	objects, err := m.objects(s)
+	objects, err := m.objects(s, cniInstall)
 	return slices.DeleteFunc(objects, func(u *unstructured.Unstructured) bool { return u.GetKind() == "Namespace" }), err
 }
 
 // valuesFor lays the settings over the chart values.
-func (m *Manager) valuesFor(s settings.Settings) Values {
+func (m *Manager) valuesFor(s settings.Settings, cni string) Values {
 	controlPlane := map[string]any{}
 	if was, ok := m.Values["controlPlane"].(map[string]any); ok {
 		maps.Copy(controlPlane, was)
@@ -256,6 +263,12 @@ func (m *Manager) valuesFor(s settings.Settings) Values {
 	if values == nil {
 		values = Values{}
 	}
+	plugin := map[string]any{}
+	if was, ok := m.Values["cni"].(map[string]any); ok {
+		maps.Copy(plugin, was)
+	}
+	plugin["mode"] = cni
+	values["cni"] = plugin
 	values["controlPlane"] = controlPlane
 	values["clusterDomain"] = s.ClusterDomain
 	if len(s.Revisions) > 0 {
@@ -295,6 +308,14 @@ func (m *Manager) waitingFor(ctx context.Context) (string, error) {
 	if text, err := cluster.Pending(all)(ctx); err != nil || text != "" {
 		return text, err
 	}
+	if now, err := cluster.cni(ctx); err != nil {
+		return "", err
+	} else if now != nil {
+		inForce, err := m.lastGood(ctx)
+		if pending := cniPending(now); err != nil || (pending != "" && (inForce == nil || !inForce.CNIPlugin)) {
+			return describe(now) + ": " + pending + "; meanwhile init containers capture new pods", err
+		}
+	}
 	for _, u := range all {
 		if !isWebhook(u) {
 			continue
@@ -326,13 +347,45 @@ func unsigned(u *unstructured.Unstructured) (n int) {
 	return n
 }
 
-// remove takes the control plane away, webhooks first.
-func (m *Manager) remove(ctx context.Context) error {
+// remove takes the control plane away, webhooks first, and then the CNI plugin.
+func (m *Manager) remove(ctx context.Context) (reconcile.Result, error) {
 	all, err := m.everything()
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	cluster := m.cluster()
+	if err := cluster.Delete(ctx, withoutCNI(all)); err != nil {
+		return reconcile.Result{}, err
+	}
+	there, err := cluster.cni(ctx)
+	if err != nil || there == nil {
+		m.leaving = time.Time{}
+		return reconcile.Result{}, err
+	}
+	if m.leaving.IsZero() {
+		m.leaving = time.Now()
+	}
+	waiting, err := cluster.removeCNI(ctx, m.leaving)
+	if err != nil || waiting != "" {
+		return reconcile.Result{RequeueAfter: lookAgain}, err
+	}
+	return reconcile.Result{}, m.guardNamespace(ctx)
+}
+
+// guardNamespace applies the namespace as it is without the CNI plugin's agent, for
+// which its Pod Security was lowered.
+func (m *Manager) guardNamespace(ctx context.Context) error {
+	objects, err := m.objects(settings.Default(""), "")
 	if err != nil {
 		return err
 	}
-	return m.cluster().Delete(ctx, all)
+	return m.cluster().Apply(ctx, slices.DeleteFunc(objects, func(u *unstructured.Unstructured) bool { return u.GetKind() != "Namespace" }))
+}
+
+// withoutCNI returns the objects without the DaemonSet that must do its work before it
+// is deleted.
+func withoutCNI(objects []*unstructured.Unstructured) []*unstructured.Unstructured {
+	return slices.DeleteFunc(slices.Clone(objects), func(u *unstructured.Unstructured) bool { return u.GetKind() == "DaemonSet" })
 }
 
 // rest labels what is there as in maintenance and touches nothing else.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
@@ -337,6 +338,104 @@ func TestDisable(t *testing.T) {
 				t.Errorf("disabled, looked at again: %v", w.changed)
 			}
 		})
+	}
+}
+
+// plugin makes the DaemonSet of the CNI plugin have done its work on so many nodes of
+// two.
+func (w *world) plugin(done int32) {
+	w.t.Helper()
+	ds := get(w, &appsv1.DaemonSet{}, "d8-istio", CNIDaemonSet)
+	ds.Status = appsv1.DaemonSetStatus{ObservedGeneration: ds.Generation, DesiredNumberScheduled: 2, UpdatedNumberScheduled: 2, NumberReady: done}
+	if err := w.c.Status().Update(w.t.Context(), ds); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) pluginMode() string {
+	w.t.Helper()
+	ds := get(w, &appsv1.DaemonSet{}, "d8-istio", CNIDaemonSet)
+	for _, e := range ds.Spec.Template.Spec.Containers[0].Env {
+		if e.Name == "CNI_MODE" {
+			return e.Value
+		}
+	}
+	return ""
+}
+
+// inForce reports whether the control plane is told to rely on the CNI plugin.
+func (w *world) inForce() bool {
+	w.t.Helper()
+	return strings.Contains(string(get(w, &corev1.Secret{}, "d8-istio", settings.SettingsSecret).Data[settingsKey]), `"cniPlugin":true`)
+}
+
+func (w *world) podSecurity() string {
+	w.t.Helper()
+	return get(w, &corev1.Namespace{}, "", "d8-istio").Labels["pod-security.kubernetes.io/enforce"]
+}
+
+const withPlugin = `{"dataPlane":{"trafficRedirectionSetupMode":"CNIPlugin"}}`
+
+// New pods rely on the plugin only once every node has it, whatever happens to a node
+// later; from the moment that it is to go they don't, and it goes from the nodes before
+// its DaemonSet does (contract 5.52).
+func TestCNIPluginComesAndGoes(t *testing.T) {
+	w := newWorld(t, moduleConfig(true, 3, withPlugin))
+	w.reconcile()
+	w.live()
+	if w.plugin(1); !strings.Contains(w.reconcile(), "the CNI plugin is on 1 of 2 nodes") || w.inForce() || w.pluginMode() != "install" || w.podSecurity() != "privileged" {
+		t.Errorf("one node lacks it: in force %t, mode %s, Pod Security %s", w.inForce(), w.pluginMode(), w.podSecurity())
+	}
+	if w.plugin(2); w.reconcile() != "Ready" || !w.inForce() {
+		t.Errorf("every node has it: in force %t", w.inForce())
+	}
+	if w.plugin(1); w.reconcile() != "Ready" || !w.inForce() {
+		t.Errorf("a node is away: in force %t", w.inForce())
+	}
+	w.set(func(mc *v1alpha1.ModuleConfig) { mc.Spec.Settings = nil })
+	if got := w.reconcile(); w.inForce() || w.pluginMode() != "remove" || w.podSecurity() != "privileged" {
+		t.Errorf("%s: in force %t, mode %s, Pod Security %s", got, w.inForce(), w.pluginMode(), w.podSecurity())
+	}
+	if w.plugin(1); !strings.Contains(w.reconcile(), "removed from 1 of 2 nodes") {
+		t.Error("it does not wait for the second node")
+	}
+	if w.plugin(2); w.reconcile() != "Ready" || w.has(&appsv1.DaemonSet{}, "d8-istio", CNIDaemonSet) || w.podSecurity() != "restricted" {
+		t.Errorf("the DaemonSet is still there, or Pod Security is %s", w.podSecurity())
+	}
+}
+
+// Disabling, and uninstalling, take the plugin off the nodes as well.
+func TestCNIPluginGoesWithTheMesh(t *testing.T) {
+	w := newWorld(t, moduleConfig(true, 3, withPlugin))
+	w.reconcile()
+	w.live()
+	w.plugin(2)
+	w.reconcile()
+	w.set(func(mc *v1alpha1.ModuleConfig) { mc.Spec.Enabled = new(bool) })
+	if w.reconcile(); w.pluginMode() != "remove" || w.has(&appsv1.Deployment{}, "d8-istio", "istiod") {
+		t.Error("disabled: the plugin stays, or the control plane does")
+	}
+	if w.reconcile(); w.has(&appsv1.DaemonSet{}, "d8-istio", CNIDaemonSet) || w.podSecurity() != "restricted" {
+		t.Error("the nodes are done, and the DaemonSet is still there")
+	}
+	w = newWorld(t, moduleConfig(true, 3, withPlugin))
+	w.reconcile()
+	w.live()
+	w.plugin(1)
+	c := &Cluster{Client: w.c, Owner: OwnerCLI}
+	long, short := time.Now().Add(-time.Hour), time.Now()
+	if text, err := c.removeCNI(t.Context(), short); err != nil || !strings.Contains(text, "to be removed") || w.pluginMode() != "remove" {
+		t.Errorf("%q, %v", text, err)
+	}
+	w.plugin(1)
+	if text, err := c.removeCNI(t.Context(), short); err != nil || !strings.Contains(text, "1 of 2") {
+		t.Errorf("%q, %v", text, err)
+	}
+	if text, err := c.removeCNI(t.Context(), long); err != nil || text != "" || w.has(&appsv1.DaemonSet{}, "d8-istio", CNIDaemonSet) {
+		t.Errorf("a node that is away for long holds everything up: %q, %v", text, err)
+	}
+	if text, err := c.removeCNI(t.Context(), short); err != nil || text != "" {
+		t.Errorf("nothing to remove: %q, %v", text, err)
 	}
 }
 

@@ -188,6 +188,7 @@ var order = [...]string{
 	"Service",
 	"PodDisruptionBudget",
 	"Deployment",
+	"DaemonSet",
 }
 
 func rank(u *unstructured.Unstructured) int {

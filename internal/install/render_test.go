@@ -33,10 +33,11 @@ func TestRenderGolden(t *testing.T) {
 		part Part
 		sets []string
 	}{
-		"manager":         {PartManager, nil},
-		"manager-values":  {PartManager, []string{"image.hub=registry.example.com/mesh", "imagePullPolicy=Always", "imagePullSecrets[0].name=registry", "clusterDomain=corp.example", "namespace.create=false", "crds.moduleConfig=false", "crds.peerAuthentication=false", "crds.authorizationPolicy=false", "crds.destinationRule=false", "crds.serviceEntry=false", "manager.nodeSelector.pool=system"}},
-		"controlplane":    {PartControlPlane, nil},
-		"controlplane-ha": {PartControlPlane, []string{"controlPlane.replicas=3", "controlPlane.resources.limits.memory=1Gi", "controlPlane.tolerations[0].operator=Exists", "imagePullSecrets[0].name=registry"}},
+		"manager":          {PartManager, nil},
+		"manager-values":   {PartManager, []string{"image.hub=registry.example.com/mesh", "imagePullPolicy=Always", "imagePullSecrets[0].name=registry", "clusterDomain=corp.example", "namespace.create=false", "crds.moduleConfig=false", "crds.peerAuthentication=false", "crds.authorizationPolicy=false", "crds.destinationRule=false", "crds.serviceEntry=false", "manager.nodeSelector.pool=system"}},
+		"controlplane":     {PartControlPlane, nil},
+		"controlplane-cni": {PartControlPlane, []string{"cni.mode=install", "cni.cniBinDir=/usr/libexec/cni", "cni.excludeNamespaces={kube-system,infra}"}},
+		"controlplane-ha":  {PartControlPlane, []string{"controlPlane.replicas=3", "controlPlane.resources.limits.memory=1Gi", "controlPlane.tolerations[0].operator=Exists", "imagePullSecrets[0].name=registry"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := AppendYAML(nil, slices.DeleteFunc(render(t, tc.part, tc.sets...), func(u *unstructured.Unstructured) bool {

@@ -134,6 +134,7 @@ func watches() []client.Object {
 		named(&corev1.Namespace{}, "", settings.Namespace),
 		named(&corev1.Service{}, settings.Namespace, settings.ServiceName),
 		named(&appsv1.Deployment{}, settings.Namespace, "istiod"),
+		named(&appsv1.DaemonSet{}, settings.Namespace, CNIDaemonSet),
 		named(&admissionv1.MutatingWebhookConfiguration{}, "", InjectorName),
 		named(&admissionv1.ValidatingWebhookConfiguration{}, "", ValidatorName),
 	}

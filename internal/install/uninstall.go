@@ -37,7 +37,7 @@ const ownerControlPlane = "podseal-control-plane"
 
 // Remove takes Podseal out of the cluster: first the manager, so that nothing
 // is put back; then the webhooks, so that nothing blocks the creation of pods;
-// then the rest. It may be repeated. The result are the pods, as
+// then the control plane, the CNI plugin from the nodes, and the rest. It may be repeated. The result are the pods, as
 // namespace/name, that still run with a proxy: they go on as they are until
 // they are restarted.
 func (c *Cluster) Remove(ctx context.Context, cfg Uninstall) ([]string, error) {
@@ -53,6 +53,7 @@ func (c *Cluster) Remove(ctx context.Context, cfg Uninstall) ([]string, error) {
 	deployments := func(objects []*unstructured.Unstructured) []*unstructured.Unstructured {
 		return slices.DeleteFunc(slices.Clone(objects), func(u *unstructured.Unstructured) bool { return u.GetKind() != "Deployment" })
 	}
+	controlPlanePart = withoutCNI(controlPlanePart)
 	for _, part := range [][]*unstructured.Unstructured{deployments(managerPart), controlPlanePart} {
 		if err := c.Delete(ctx, part); err != nil {
 			return nil, err
@@ -60,6 +61,10 @@ func (c *Cluster) Remove(ctx context.Context, cfg Uninstall) ([]string, error) {
 		if err := Wait(ctx, c.podsGone(deployments(part)), cfg.Progress); err != nil {
 			return nil, err
 		}
+	}
+	began := time.Now()
+	if err := Wait(ctx, func(ctx context.Context) (string, error) { return c.removeCNI(ctx, began) }, cfg.Progress); err != nil {
+		return nil, err
 	}
 	if err := c.removeTraces(ctx, cfg); err != nil {
 		return nil, err

@@ -96,6 +96,9 @@ type Config struct {
 	API     API     // where Secrets are read that DestinationRules name
 	Control Control // Address "" runs without a control plane (tests, World)
 
+	// Prove shows that the pod is captured, and returns what else has arrived at the
+	// inbound sockets meanwhile. nil is no proof: somebody else has seen to it.
+	Prove func(ctx context.Context, inbound []*net.TCPListener) ([]*net.TCPConn, error)
 	// OriginalDst tells where a captured connection was going.
 	OriginalDst func(*net.TCPConn) (netip.AddrPort, error)
 	// Dial connects; from is the source address, or invalid for any. nil is
@@ -158,6 +161,7 @@ type proxy struct {
 	control     atomic.Pointer[xds.Client] // nil without a control plane
 
 	sockets  sockets
+	early    []*net.TCPConn // arrived before run
 	handlers sync.WaitGroup
 	draining atomic.Bool   // POST /drain was called, or the proxy is ending
 	ready    atomic.Bool   // was ready once (contract 5.44)
@@ -221,12 +225,33 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := p.bind(ctx); err != nil {
 		return err
 	}
+	if err := p.prove(ctx); err != nil {
+		p.sockets.close()
+		return err
+	}
 	if err := p.run(ctx); err != nil {
 		return err
 	}
 	if missing := p.missing(); missing != "" && cfg.Control.Address != "" {
 		return fmt.Errorf("told to end before it was ready: %s (%s)", missing, cfg.Control.Address)
 	}
+	return nil
+}
+
+// prove returns an error if the pod is not captured (contract 5.14, 5.52). Nothing
+// has been served then, and the proxy was never ready.
+func (p *proxy) prove(ctx context.Context) error {
+	if p.cfg.Prove == nil {
+		return nil
+	}
+	var err error
+	if p.early, err = p.cfg.Prove(ctx, p.sockets.inbound); err != nil {
+		for _, c := range p.early {
+			reset(c)
+		}
+		return err
+	}
+	p.log.Info("capture is in place")
 	return nil
 }
 
@@ -244,6 +269,9 @@ func (p *proxy) run(ctx context.Context) error {
 	services.Go(func() { p.sockets.serveHTTP(work, p.log) })
 	p.sockets.inbound.accept(&services, p.log, func(c *net.TCPConn) { p.accepted(work, c, directionInbound) })
 	p.sockets.outbound.accept(&services, p.log, func(c *net.TCPConn) { p.accepted(work, c, directionOutbound) })
+	for _, c := range p.early {
+		p.accepted(work, c, directionInbound)
+	}
 
 	quit := false
 	select {

@@ -50,9 +50,7 @@ func trafficFields() []field {
 		}},
 		{path: "dataPlane.accessLog", honoured: true, read: (*parser).accessLog},
 		{path: "dataPlane.trafficRedirectionSetupMode", def: "InitContainer", honoured: true, read: func(p *parser, path string, v any) {
-			if p.oneOf(path, v, "InitContainer", "CNIPlugin") == "CNIPlugin" {
-				p.fault(path, v, "not available in this version; write InitContainer")
-			}
+			p.out.CNIPlugin = p.oneOf(path, v, "InitContainer", "CNIPlugin") == "CNIPlugin"
 		}},
 		{path: "sidecar.includeOutboundIPRanges", def: `["0.0.0.0/0"]`, honoured: true, read: func(p *parser, path string, v any) {
 			p.includedRanges(path, v, &p.out.Sidecar.IncludeOutboundIPRanges)

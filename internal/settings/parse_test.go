@@ -70,8 +70,8 @@ func TestParseAccepts(t *testing.T) {
 			want: func(s *Settings) { s.HTTP10, s.Sidecar.HoldApplication = true, true },
 		},
 		{
-			name: "version 3", spec: "{version: 3, settings: {dataPlane: {enableHTTP10: true, trafficRedirectionSetupMode: InitContainer, proxyConfig: {idleTimeout: 2h}}}}",
-			want: func(s *Settings) { s.HTTP10, s.IdleTimeout = true, 2*time.Hour },
+			name: "version 3", spec: "{version: 3, settings: {dataPlane: {enableHTTP10: true, trafficRedirectionSetupMode: CNIPlugin, proxyConfig: {idleTimeout: 2h}}}}",
+			want: func(s *Settings) { s.HTTP10, s.IdleTimeout, s.CNIPlugin = true, 2*time.Hour, true },
 		},
 		{
 			name: "traffic", spec: `{version: 3, settings: {outboundTrafficPolicyMode: RegistryOnly, sidecar: {
@@ -179,7 +179,7 @@ version: missing: settings need the version of the schema that they are written 
 		{"new path in an old version", "{version: 2, settings: {dataPlane: {enableHTTP10: true}}}", "settings.dataPlane.enableHTTP10: unknown setting in version 2: there it is enableHTTP10"},
 		{"ended", "{version: 2, settings: {auth: {password: a}}}", "settings.auth.password: unknown setting in version 2: it ended with version 1"},
 		{"tlsMode", "{version: 2, settings: {tlsMode: Mutual}}", "settings.tlsMode: unknown setting: it is gone; whether mutual TLS is required is now said by PeerAuthentication objects (spec.mtls.mode)"},
-		{"CNI", "{version: 3, settings: {dataPlane: {trafficRedirectionSetupMode: CNIPlugin}}}", `settings.dataPlane.trafficRedirectionSetupMode: "CNIPlugin": not available in this version; write InitContainer`},
+		{"redirection", "{version: 3, settings: {dataPlane: {trafficRedirectionSetupMode: CNI}}}", `settings.dataPlane.trafficRedirectionSetupMode: "CNI": write InitContainer or CNIPlugin`},
 		{"access log", `{version: 3, settings: {dataPlane: {accessLog: {typ: Text, textFormat: "%REQ(A"}}}}`, "settings.dataPlane.accessLog.textFormat: %REQ: there is no closing parenthesis\nsettings.dataPlane.accessLog.typ: unknown setting; did you mean type?"},
 		{"access log, type", `{version: 3, settings: {dataPlane: {accessLog: {type: json}}}}`, `settings.dataPlane.accessLog.type: "json": write Text or JSON`},
 		{"access log, labels", `{version: 3, settings: {dataPlane: {accessLog: {type: JSON, jsonLabels: [a]}}}}`, `settings.dataPlane.accessLog.jsonLabels: ["a"]: write an object of names and formats`},

@@ -24,6 +24,9 @@ type Settings struct {
 	RegistryOnly bool          `json:"registryOnly"` // outboundTrafficPolicyMode
 	HTTP10       bool          `json:"http10"`
 	IdleTimeout  time.Duration `json:"idleTimeout"`
+	// CNIPlugin captures pods from their nodes' side and not by an init container
+	// (dataPlane.trafficRedirectionSetupMode).
+	CNIPlugin bool `json:"cniPlugin,omitempty"`
 
 	AccessLog    AccessLog    `json:"accessLog,omitzero"`
 	Sidecar      Sidecar      `json:"sidecar"`
