@@ -53,8 +53,9 @@ var labelNames = []string{
 // requestNames follow labelNames in the request metrics.
 var requestNames = append(slices.Clip(labelNames), "response_code", "grpc_response_status")
 
-// milliseconds are the bucket bounds of Istio's duration histogram.
-var milliseconds = []float64{0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000}
+// bounds are those of the buckets of every histogram of Envoy's: milliseconds, and
+// bytes.
+var bounds = []float64{0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000}
 
 func (p Peer) values() []string {
 	all := []string{p.Workload, p.Namespace, p.Principal, p.App, p.Version, p.CanonicalService, p.CanonicalRevision, p.Cluster}
@@ -82,6 +83,7 @@ type Set struct {
 	opened, closed, sent, received *prometheus.CounterVec
 	requests                       *prometheus.CounterVec
 	durations                      *prometheus.HistogramVec
+	requestSizes, responseSizes    *prometheus.HistogramVec
 	refused                        *prometheus.CounterVec
 	scrapes                        prometheus.Counter
 	open                           *prometheus.GaugeVec
@@ -95,14 +97,18 @@ func New(version string, now func() time.Time) *Set {
 	counter := func(name, help string, labels []string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: bounds}, requestNames)
+	}
 	s := &Set{
-		registry:   prometheus.NewRegistry(),
-		opened:     counter("istio_tcp_connections_opened_total", "Connections opened.", labelNames),
-		closed:     counter("istio_tcp_connections_closed_total", "Connections closed.", labelNames),
-		sent:       counter("istio_tcp_sent_bytes_total", "Bytes sent to the client.", labelNames),
-		received:   counter("istio_tcp_received_bytes_total", "Bytes received from the client.", labelNames),
-		requests:   counter("istio_requests_total", "HTTP requests answered.", requestNames),
-		durations:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "istio_request_duration_milliseconds", Help: "Time from request to the end of its response.", Buckets: milliseconds}, requestNames),
+		registry:     prometheus.NewRegistry(),
+		opened:       counter("istio_tcp_connections_opened_total", "Connections opened.", labelNames),
+		closed:       counter("istio_tcp_connections_closed_total", "Connections closed.", labelNames),
+		sent:         counter("istio_tcp_sent_bytes_total", "Bytes sent to the client.", labelNames),
+		received:     counter("istio_tcp_received_bytes_total", "Bytes received from the client.", labelNames),
+		requests:     counter("istio_requests_total", "HTTP requests answered.", requestNames),
+		durations:    histogram("istio_request_duration_milliseconds", "Time from request to the end of its response."),
+		requestSizes: histogram("istio_request_bytes", "Size of requests, head and body."), responseSizes: histogram("istio_response_bytes", "Size of responses, head and body."),
 		refused:    counter("podseal_connections_refused_total", "Connections refused or cut, and requests denied, by reason.", []string{"direction", "reason"}),
 		open:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "podseal_connections_open", Help: "Connections open now."}, []string{"direction"}),
 		scrapes:    prometheus.NewCounter(prometheus.CounterOpts{Name: "podseal_application_scrapes_failed_total", Help: "Times that the application's own metrics could not be read."}),
@@ -121,7 +127,7 @@ func New(version string, now func() time.Time) *Set {
 		}
 		return 0
 	})
-	s.registry.MustRegister(s.opened, s.closed, s.sent, s.received, s.requests, s.durations, s.refused, s.open, s.scrapes, s.handshakes,
+	s.registry.MustRegister(s.opened, s.closed, s.sent, s.received, s.requests, s.durations, s.requestSizes, s.responseSizes, s.refused, s.open, s.scrapes, s.handshakes,
 		build, expiry, left, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return s
 }
@@ -178,36 +184,46 @@ type outcome struct {
 }
 
 type answered struct {
-	count    prometheus.Counter
-	duration prometheus.Observer
+	count                    prometheus.Counter
+	duration, request, reply prometheus.Observer
 }
 
 // HTTP prepares to count requests under these labels.
 func (s *Set) HTTP(l Labels) *HTTP { return &HTTP{set: s, values: l.values()} }
 
-// Request counts one request with the status code of its response and Envoy's
-// flags for it, "-" when nothing went wrong.
-func (h *HTTP) Request(code int, flags string, took time.Duration) {
-	h.Call(code, "", flags, took)
+// Answer is how a request was answered.
+type Answer struct {
+	Code  int
+	Flags string // Envoy's; "-" when nothing went wrong
+	// GRPC is the status of a call of gRPC, "" of other requests and where there was
+	// none. It comes from the application: other than the known ones are not told
+	// apart.
+	GRPC                        string
+	Took                        time.Duration
+	RequestBytes, ResponseBytes int64 // head and body
 }
 
-// Call counts one call of gRPC, whose status is "" if there was none. What the status
-// is comes from the application: other than the known ones are not told apart.
-func (h *HTTP) Call(code int, grpc, flags string, took time.Duration) {
-	if n, err := strconv.Atoi(grpc); grpc != "" && (err != nil || n < 0 || n > 16) {
-		grpc = "2" // UNKNOWN
+// Request counts one request.
+func (h *HTTP) Request(r Answer) {
+	if n, err := strconv.Atoi(r.GRPC); r.GRPC != "" && (err != nil || n < 0 || n > 16) {
+		r.GRPC = "2" // UNKNOWN
 	}
-	o := outcome{code, grpc, flags}
+	o := outcome{r.Code, r.GRPC, r.Flags}
 	a, ok := h.known[o]
 	if !ok {
-		v := append(slices.Clone(h.values), strconv.Itoa(code), grpc)
-		v[slices.Index(labelNames, "response_flags")] = cmp.Or(flags, "-")
-		a = answered{h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...)}
+		v := append(slices.Clone(h.values), strconv.Itoa(r.Code), r.GRPC)
+		v[slices.Index(labelNames, "response_flags")] = cmp.Or(r.Flags, "-")
+		a = answered{
+			h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...),
+			h.set.requestSizes.WithLabelValues(v...), h.set.responseSizes.WithLabelValues(v...),
+		}
 		if h.known == nil {
 			h.known = map[outcome]answered{}
 		}
 		h.known[o] = a
 	}
 	a.count.Inc()
-	a.duration.Observe(float64(took) / float64(time.Millisecond))
+	a.duration.Observe(float64(r.Took) / float64(time.Millisecond))
+	a.request.Observe(float64(r.RequestBytes))
+	a.reply.Observe(float64(r.ResponseBytes))
 }

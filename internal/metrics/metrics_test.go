@@ -26,9 +26,9 @@ func TestTrafficMetrics(t *testing.T) {
 	s.TCP(l).Closed(7, 5)
 	l.Protocol = "http"
 	h := s.HTTP(l)
-	h.Request(200, "-", 3*time.Millisecond)
-	h.Request(200, "-", 3*time.Millisecond)
-	h.Request(503, "UF", time.Second)
+	h.Request(Answer{Code: 200, Flags: "-", Took: 3 * time.Millisecond, RequestBytes: 100, ResponseBytes: 7000})
+	h.Request(Answer{Code: 200, Flags: "-", Took: 3 * time.Millisecond, RequestBytes: 100, ResponseBytes: 7000})
+	h.Request(Answer{Code: 503, Flags: "UF", Took: time.Second})
 	s.Refused("inbound", "plaintext_refused")
 	s.Open("inbound").Inc()
 	s.Handshake(time.Millisecond)
@@ -39,6 +39,7 @@ func TestTrafficMetrics(t *testing.T) {
 		`source_principal="spiffe://cluster.local/ns/shop/sa/client"`,
 		`destination_service="web.shop.svc.cluster.local",destination_service_name="web",destination_service_namespace="shop"`,
 		`reporter="destination",request_protocol="http",response_code="200",response_flags="-"`,
+		`istio_request_bytes_bucket{`, `istio_response_bytes_bucket{`, `istio_request_duration_milliseconds_bucket{`,
 		`istio_build{component="proxy",tag="v1"} 1`,
 		`podseal_connections_refused_total{direction="inbound",reason="plaintext_refused"} 1`,
 		`podseal_certificate_expiry_timestamp_seconds 1060`,
@@ -54,6 +55,9 @@ func TestTrafficMetrics(t *testing.T) {
 	for line := range strings.Lines(got) {
 		if strings.HasPrefix(line, "istio_tcp_sent_bytes_total") && !strings.HasSuffix(line, " 7\n") {
 			t.Errorf("sent: %s", line)
+		}
+		if strings.Contains(line, `"200"`) && (strings.HasPrefix(line, "istio_request_bytes_sum") && !strings.HasSuffix(line, " 200\n") || strings.HasPrefix(line, "istio_response_bytes_sum") && !strings.HasSuffix(line, " 14000\n")) {
+			t.Errorf("sizes: %s", line)
 		}
 		if strings.HasPrefix(line, "istio_requests_total") && strings.Contains(line, `"200"`) && !strings.HasSuffix(line, " 2\n") {
 			t.Errorf("requests: %s", line)

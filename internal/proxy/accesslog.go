@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"podseal.io/podseal/internal/accesslog"
+	"podseal.io/podseal/internal/h2"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/workload"
 )
@@ -182,6 +183,28 @@ func (in *inbound) logRequest(r *RequestInfo) {
 	_, answered, _ := strings.Cut(string(r.Response), "\r\n")
 	fields := headFields(answered)
 	e.Response = lookIn(&fields)
+	in.p.accessLog.write(e)
+}
+
+// logRequest2 does so of a request of HTTP/2.
+func (in *inbound) logRequest2(r *h2.Request, o *h2.Outcome) {
+	if !in.p.accessLog.on() {
+		return
+	}
+	now := time.Now()
+	about := in.c.snapshot(now)
+	e := logEntry(in.c, &about)
+	e.Start, e.Duration, e.Termination = now.Add(-o.Duration), o.Duration, ""
+	e.Protocol, e.Code, e.GRPCStatus, e.Flags = "HTTP/2", int64(o.Status), o.GRPCStatus, o.Flags
+	e.Received, e.Sent = o.RequestBytes, o.ResponseBytes
+	e.Method, e.Path, e.Authority = r.Method, r.Path, r.Authority
+	e.Request = r.Field
+	q, _ := r.Note.(*http2Request)
+	if q == nil {
+		q = &http2Request{}
+	}
+	e.CodeDetails = cmp.Or(q.details, "via_upstream")
+	e.Response = (&h2.Request{Fields: q.reply}).Field
 	in.p.accessLog.write(e)
 }
 

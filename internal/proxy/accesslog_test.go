@@ -172,3 +172,41 @@ func TestAccessLogTCP(t *testing.T) {
 }
 
 func portOf(a netip.AddrPort) string { return string(bytes.Split([]byte(a.String()), []byte(":"))[1]) }
+
+// TestAccessLogHTTP2: the same over HTTP/2, contract 6.40, 7.12.
+func TestAccessLogHTTP2(t *testing.T) {
+	var inside lineLog
+	p := newPairWith(t, policy.Auto, http2App(t, echoHead), func(c *Config) { c.AccessLog = &inside }, func(*Config) {})
+	p.logging(t)
+	p.enforce(deny("admin", on(policy.RequestPath, "/admin")))
+	c := p.http2Client(p.client.Addresses[0], p.service)
+	send2(t, c, http.MethodGet, "/x/../a?password=x", "Authorization", "Bearer secret-token", "X-Request-Id", "r-2")
+	inside.want(t, 1, map[string]any{
+		"method": "GET", "path": "/a?password=***", "protocol": "HTTP/2", "response_code": 200.0, "response_code_details": "via_upstream", "response_flags": "-", "authority": "web",
+		"request_id": "r-2", "bytes_received": 0.0, "peer": "spiffe://cluster.local/ns/shop/sa/client", "secret": nil, "upstream_host": p.app.String(),
+	})
+	if got := inside.next(t, 1); got["upstream_service_time"] == nil || got["bytes_sent"] == 0.0 {
+		t.Errorf("%v", got)
+	}
+	send2(t, c, http.MethodGet, "/admin")
+	inside.want(t, 2, map[string]any{"path": "/admin", "response_code": 403.0, "response_code_details": "rbac_access_denied_matched_policy[ns[shop]-policy[admin]-rule[0]]", "bytes_sent": 19.0})
+}
+
+// TestBlackHole: what RegistryOnly refuses has a name in metrics and in the log.
+// Contract 7.6.
+func TestBlackHole(t *testing.T) {
+	var outside lineLog
+	p := newPairWith(t, policy.TCP, meshtest.Echo, func(*Config) {}, func(c *Config) { c.AccessLog = &outside })
+	p.world.Mesh.Outbound = workload.RegistryOnly
+	p.logging(t)
+	p.tell()
+	_ = ends(t, p.connect(p.client.Addresses[0], netip.MustParseAddrPort("192.0.2.1:80")))
+	outside.want(t, 1, map[string]any{"upstream_cluster": "BlackHoleCluster", "response_flags": "NR", "connection_termination_details": "registry_only", "upstream_host": nil})
+	_, metrics := get(t, p.clientSide, 2, "GET", "/stats/prometheus")
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, "istio_tcp_connections_opened_total") && strings.Contains(line, `destination_service_name="BlackHoleCluster"`) && strings.Contains(line, `source_workload="client"`) {
+			return
+		}
+	}
+	t.Error("no BlackHoleCluster in the metrics")
+}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"io"
 	"slices"
@@ -27,6 +28,7 @@ type http2Handler struct {
 	rand      io.Reader
 	now       func() time.Time
 	done      func(r *h2.Request, o h2.Outcome)
+	keepHeads func() bool // done wants to see what was answered; or nil
 
 	id      [16]byte
 	scratch []byte
@@ -37,6 +39,18 @@ type http2Handler struct {
 type http2Request struct {
 	gatedRequest
 	decorated bool
+	reply     []h2.Field // of the response, where heads are kept
+	details   string     // what answered; "" for the application
+}
+
+// noteOf is what is remembered of a request.
+func noteOf(r *h2.Request) *http2Request {
+	q, ok := r.Note.(*http2Request)
+	if !ok {
+		q = &http2Request{}
+		r.Note = q
+	}
+	return q
 }
 
 // http2Fields are the fields of a request.
@@ -132,6 +146,9 @@ func (h *http2Handler) refusal(r *h2.Request, refused *refusal) *h2.Answer {
 	a := &h2.Answer{Status: refused.Status, Body: refused.Body, Flags: refused.Flag}
 	for _, f := range refused.Header {
 		a.Fields = append(a.Fields, h2.Field{Name: f.Name, Value: f.Value})
+	}
+	if q, ok := r.Note.(*http2Request); ok && refused == &denied {
+		q.details = deniedDetails(q.judgement.Rule)
 	}
 	return h.own(r, a, true, false)
 }
@@ -299,6 +316,16 @@ func (h *http2Handler) Response(r *h2.Request, res *h2.Response) {
 		}
 	}
 	res.Fields = h.decorate(r, kept)
+	h.keepReply(r, res.Fields, "")
+}
+
+// keepReply remembers an answer's fields and what answered, if that is wanted.
+func (h *http2Handler) keepReply(r *h2.Request, fields []h2.Field, details string) {
+	if h.keepHeads == nil || !h.keepHeads() {
+		return
+	}
+	q := noteOf(r)
+	q.reply, q.details = slices.Clone(fields), cmp.Or(q.details, details)
 }
 
 // Interim implements h2.Handler (contract 2.58).
@@ -332,6 +359,7 @@ func (h *http2Handler) own(r *h2.Request, a *h2.Answer, routed, upstream bool) *
 	if routed {
 		a.Fields = h.decorate(r, a.Fields)
 	}
+	h.keepReply(r, a.Fields, answerDetails(a.Flags))
 	return a
 }
 

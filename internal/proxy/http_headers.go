@@ -312,9 +312,9 @@ type localReply struct {
 	routed, upstream bool   // the request had a route; the application failed
 }
 
-// details is what Envoy would say of such an answer.
-func (a *localReply) details() string {
-	switch a.flag {
+// answerDetails is what Envoy would say of an answer of our own with this flag.
+func answerDetails(flag string) string {
+	switch flag {
 	case "UF":
 		return "upstream_reset_before_response_started{remote_connection_failure}"
 	case "UC":

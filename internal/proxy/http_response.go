@@ -229,7 +229,7 @@ func (h *httpRelay) answer(a *localReply) bool {
 	ex.keep = ex.keep && !h.draining()
 	h.response = h.appendLocal(h.response[:0], ex, a, h.Now())
 	h.noteReply(h.response)
-	ex.details = cmp.Or(ex.details, a.details())
+	ex.details = cmp.Or(ex.details, answerDetails(a.flag))
 	err := h.write(h.response)
 	h.report(ex, a.status, a.flag, int64(len(h.response)))
 	if err != nil {

@@ -57,6 +57,11 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 		return
 	}
 	if to.verdict == refused {
+		if to.reason == policy.RegistryOnly { // contract 7.6
+			l := metrics.Labels{Reporter: "source", Protocol: "tcp", Source: peerLabels(own, identity.ID{}, p.cfg.Cluster)}
+			serviceLabels(&l, "", blackHoleCluster)
+			p.metrics.TCP(l).Closed(0, 0)
+		}
 		c.cut(to.reason, errDetail(to.detail))
 		return
 	}

@@ -9,6 +9,7 @@ import (
 
 	"podseal.io/podseal/internal/h2"
 	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/metrics"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/workload"
@@ -40,7 +41,7 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 		Received: &in.c.received, Sent: &in.c.sent,
 		OnRequest: func(r RequestInfo) {
 			in.c.requests.Add(1)
-			count.Request(r.Status, r.Flags, r.Duration)
+			count.Request(metrics.Answer{Code: r.Status, Flags: r.Flags, Took: r.Duration, RequestBytes: r.RequestBytes, ResponseBytes: r.ResponseBytes})
 			in.logRequest(&r)
 		},
 		KeepHeads: in.p.accessLog.on,

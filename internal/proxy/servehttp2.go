@@ -10,6 +10,7 @@ import (
 
 	"podseal.io/podseal/internal/h2"
 	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/metrics"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/workload"
 )
@@ -51,13 +52,17 @@ func (in *inbound) http2Handler() *http2Handler {
 	plain, calls := in.p.metrics.HTTP(in.labels("http")), in.p.metrics.HTTP(in.labels("grpc"))
 	h := &http2Handler{
 		gate: in.gate(), peer: in.id.URI() != "", decorator: in.decorator(), rand: rand.Reader, now: time.Now,
+		keepHeads: in.p.accessLog.on,
 		done: func(r *h2.Request, o h2.Outcome) {
 			in.c.requests.Add(1)
+			in.logRequest2(r, &o)
+			answer := metrics.Answer{Code: o.Status, Flags: o.Flags, Took: o.Duration, RequestBytes: o.RequestBytes + headSize(r), ResponseBytes: o.ResponseBytes}
 			if r.GRPC() {
-				calls.Call(o.Status, o.GRPCStatus, o.Flags, o.Duration)
+				answer.GRPC = o.GRPCStatus
+				calls.Request(answer)
 				return
 			}
-			plain.Request(o.Status, o.Flags, o.Duration)
+			plain.Request(answer)
 		},
 	}
 	if in.cert != nil {
@@ -69,6 +74,15 @@ func (in *inbound) http2Handler() *http2Handler {
 		h.element = string(appendElement(nil, own, hex.EncodeToString(sum[:]), in.id.URI()))
 	}
 	return h
+}
+
+// headSize is how large the head of a request is, in bytes, before it is compressed.
+func headSize(r *h2.Request) int64 {
+	n := len(r.Method) + len(r.Authority) + len(r.Path)
+	for i := range r.Fields {
+		n += len(r.Fields[i].Name) + len(r.Fields[i].Value)
+	}
+	return int64(n)
 }
 
 // recheckHTTP2 ends the requests that are no longer allowed; the others go on.
