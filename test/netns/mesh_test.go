@@ -85,7 +85,7 @@ func newMesh(t *testing.T) *mesh {
 		Store: m.store, Authenticate: func(context.Context) (string, error) { return "a proxy", nil }, Log: log,
 	})
 	server.Register(g)
-	l := m.listen(t, "10.88.0.1:15012")
+	l := m.listen(t, ":15012")
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(l) }()
 	t.Cleanup(func() {
@@ -147,9 +147,9 @@ func (m *mesh) inject(t *testing.T, p *pod, name string) {
 		return nil
 	})
 	token := m.write(t, "token-"+name, []byte("shop/"+name))
-	run := exec.Command(m.program, "proxy", "sidecar", "--ca-address", "10.88.0.1:15012", "--ca-server-name", "istiod.d8-istio.svc",
+	run := exec.Command(m.program, "proxy", "sidecar", "--ca-address", net.JoinHostPort(m.near(p).String(), "15012"), "--ca-server-name", "istiod.d8-istio.svc",
 		"--root-file", filepath.Join(m.dir, "root-cert.pem"), "--token-file", token, "--drain", "100ms")
-	run.Env = []string{"POD_NAME=" + name, "POD_NAMESPACE=shop", "INSTANCE_IPS=" + p.v4.String() + "," + p.v6.String()}
+	run.Env = []string{"POD_NAME=" + name, "POD_NAMESPACE=shop", "INSTANCE_IPS=" + ips(p)}
 	run.Stdout, run.Stderr = t.Output(), t.Output()
 	run.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1337, Gid: 1337}}
 	p.root(t, run.Start)
@@ -162,12 +162,28 @@ func (m *mesh) inject(t *testing.T, p *pod, name string) {
 		}
 	})
 	eventually(t, name+" is ready", func() error {
-		res, body, err := fetchPath(p, p.v4.String()+":15021", "/healthz/ready")
+		res, body, err := fetchPath(p, net.JoinHostPort(p.addresses()[0].String(), "15021"), "/healthz/ready")
 		if err == nil && res.StatusCode != http.StatusOK {
 			err = fmt.Errorf("status %s: %s", res.Status, body)
 		}
 		return err
 	})
+}
+
+// near is the node's address of the first family that a pod has.
+func (m *mesh) near(p *pod) netip.Addr {
+	if p.v4.IsValid() {
+		return m.v4
+	}
+	return m.v6
+}
+
+func ips(p *pod) string {
+	var all []string
+	for _, a := range p.addresses() {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, ",")
 }
 
 // eventually waits until f succeeds.

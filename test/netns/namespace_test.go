@@ -38,10 +38,18 @@ var (
 	sidecarGID = identity{1000, 1337}
 )
 
-// pod is a network namespace with lo and eth0.
+// pod is a network namespace with lo and eth0. v4 may be invalid.
 type pod struct {
 	ns     *os.File
 	v4, v6 netip.Addr
+}
+
+// addresses are those that the pod has.
+func (p *pod) addresses() []netip.Addr {
+	if !p.v4.IsValid() {
+		return []netip.Addr{p.v6}
+	}
+	return []netip.Addr{p.v4, p.v6}
 }
 
 // do runs f on a thread of its own in the pod's namespace and waits for it.
@@ -97,7 +105,10 @@ func newPods(t testing.TB) (a, b *pod) {
 
 func newPod(t testing.TB, v4, v6 string) *pod {
 	t.Helper()
-	p := &pod{v4: netip.MustParseAddr(v4), v6: netip.MustParseAddr(v6)}
+	p := &pod{v6: netip.MustParseAddr(v6)}
+	if v4 != "" {
+		p.v4 = netip.MustParseAddr(v4)
+	}
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -125,6 +136,9 @@ func (p *pod) configure() error {
 		return err
 	}
 	for _, a := range []netip.Prefix{netip.PrefixFrom(p.v4, 24), netip.PrefixFrom(p.v6, 64)} {
+		if !a.Addr().IsValid() {
+			continue
+		}
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
 		if a.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD

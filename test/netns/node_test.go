@@ -31,7 +31,7 @@ func newNode(t testing.TB) node {
 	return n
 }
 
-// attach makes a new pod, whose default route leads to the node.
+// attach makes a new pod, without IPv4 if v4 is empty, whose default route leads to the node.
 func (n node) attach(t testing.TB, name, v4, v6 string) *pod {
 	t.Helper()
 	p := newPod(t, v4, v6)
@@ -52,6 +52,9 @@ func (n node) attach(t testing.TB, name, v4, v6 string) *pod {
 	p.root(t, p.configure)
 	p.root(t, func() error {
 		for _, gateway := range []netip.Addr{n.v4, n.v6} {
+			if gateway.Is4() && !p.v4.IsValid() {
+				continue
+			}
 			if err := netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}); err != nil {
 				return fmt.Errorf("default route: %w", err)
 			}
