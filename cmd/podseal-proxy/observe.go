@@ -234,16 +234,19 @@ func (o *observer) follow(ctx context.Context) {
 	}
 }
 
-// open asks for the connections that are open.
+// open asks for the connections that are open, and for those between proxies that
+// wait to be used again.
 func (o *observer) open(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	var open []record
-	if err := o.get(ctx, "/connections", func(d *json.Decoder) error { return d.Decode(&open) }); err != nil {
-		return // the next time, or its end, tells
-	}
-	for i := range open {
-		o.take(&open[i])
+	for _, path := range []string{"/connections", "/tunnels"} {
+		var open []record
+		if err := o.get(ctx, path, func(d *json.Decoder) error { return d.Decode(&open) }); err != nil {
+			continue // the next time, or its end, tells
+		}
+		for i := range open {
+			o.take(&open[i])
+		}
 	}
 }
 

@@ -18,6 +18,10 @@ const (
 	ALPNHTTP10       = "istio-http/1.0"
 	ALPNHTTP11       = "istio-http/1.1"
 	ALPNH2           = "istio-h2"
+
+	// ALPNStreams is our own, too: one stream after the other over one connection. It
+	// says nothing of what is inside, and is the only name of these that a server chooses.
+	ALPNStreams = "podseal-streams"
 )
 
 // ErrPeerIdentity says that a peer proved an identity, but not the expected one.
@@ -76,11 +80,12 @@ func Accept(cfg *tls.Config, snap *Snapshot, uris []string, now func() time.Time
 
 // ServerConfig is for a handshake with a mesh client, which must present a
 // certificate (contract 2.18) of the mesh's trust domains (contract 2.22). offered is what
-// the client's ClientHello offers in ALPN: of it we choose `h2` or `http/1.1`,
-// never a mesh name, and go on without ALPN when nothing overlaps (contract 2.21, B1).
+// the client's ClientHello offers in ALPN: of it we choose ALPNStreams, `h2` or
+// `http/1.1`, never another mesh name, and go on without ALPN when nothing overlaps
+// (contract 2.21, B1).
 func ServerConfig(snap *Snapshot, offered []string, now func() time.Time) *tls.Config {
 	var alpn []string
-	for _, p := range []string{"h2", "http/1.1"} {
+	for _, p := range []string{ALPNStreams, "h2", "http/1.1"} {
 		if slices.Contains(offered, p) {
 			alpn = append(alpn, p)
 		}

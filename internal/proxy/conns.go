@@ -35,6 +35,7 @@ type conn struct {
 	started   time.Time
 	lookFirst bool          // what is passed on is looked at; set before the relay begins
 	idle      time.Duration // may be silent for so long; 0 is as the mesh has it; likewise
+	first     []byte        // was read from the client; likewise
 
 	sent, received, requests atomic.Int64
 	progress                 atomic.Int64 // when bytes last moved, in Unix nanoseconds
@@ -44,6 +45,8 @@ type conn struct {
 	server *net.TCPConn
 	local  netip.AddrPort // of the last server
 	ended  bool           // a reason was given, or the sockets were closed
+	tunnel *tunnel        // that one of the sockets belongs to; or nil
+	kept   bool           // the tunnel outlives this connection, and is no longer its business
 	checks []checkFunc
 	drain  func() // asks the client to send no more on this connection; or nil
 
@@ -98,9 +101,8 @@ func (c *conn) cut(reason policy.Reason, err error) {
 	defer c.mu.Unlock()
 	c.because(reason, err)
 	c.ended = true
-	reset(c.client)
-	if c.server != nil {
-		reset(c.server)
+	for _, s := range c.sockets() {
+		reset(s)
 	}
 }
 
@@ -110,6 +112,36 @@ func (c *conn) serverLocal() netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.local
+}
+
+// sockets are those to close with the connection. Callers hold mu.
+func (c *conn) sockets() []*net.TCPConn {
+	var all []*net.TCPConn
+	for _, s := range [...]*net.TCPConn{c.client, c.server} {
+		if s != nil && (!c.kept || s != c.tunnel.raw) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// over says that the connection goes over a tunnel, or is the first to do so. It may
+// end then without the tunnel.
+func (c *conn) over(t *tunnel) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tunnel = t
+}
+
+// left is the tunnel that the connection has left behind, or nil. It is known when
+// close has been called.
+func (c *conn) left() *tunnel {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.kept {
+		return nil
+	}
+	return c.tunnel
 }
 
 // because notes why the connection ends. Callers hold mu.
@@ -131,14 +163,16 @@ func (c *conn) end(reason policy.Reason, err error) {
 	c.ended = true
 }
 
-// close closes what is open.
+// close closes what is open, but a tunnel that can be used again.
 func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.ended && c.tunnel != nil {
+		c.kept = c.tunnel.tls.Idle()
+	}
 	c.ended = true
-	_ = c.client.Close()
-	if c.server != nil {
-		_ = c.server.Close()
+	for _, s := range c.sockets() {
+		_ = s.Close()
 	}
 }
 

@@ -59,18 +59,21 @@ func (p *proxy) serveInbound(ctx context.Context, c *conn) {
 	}
 	in := &inbound{p: p, c: c, dst: dst, port: own.PortOf(dst.Port())}
 	in.from, _ = p.worlds.world().WorkloadAt(addrPort(c.client.RemoteAddr()).Addr())
-	c.note(func(r *Record) {
-		r.Destination, r.Endpoint, r.DestinationWorkload = dst, dst, own.UID
-		r.Service = serviceName(in.port.ServiceHost, in.port.ServicePort)
-		if in.from != nil {
-			r.SourceWorkload = in.from.UID
-		}
-	})
+	c.note(func(r *Record) { in.place(r, own) })
 	first, err := in.firstBytes(ctx, own.Modes.Port(dst.Port()))
 	if err != nil {
 		return // the reason is noted
 	}
 	in.decide(ctx, first)
+}
+
+// place notes from where to where it goes.
+func (in *inbound) place(r *Record, own *workload.Workload) {
+	r.Destination, r.Endpoint, r.DestinationWorkload = in.dst, in.dst, own.UID
+	r.Service = serviceName(in.port.ServiceHost, in.port.ServicePort)
+	if in.from != nil {
+		r.SourceWorkload = in.from.UID
+	}
 }
 
 // smuggled reports whether a client elsewhere asks for a loopback address, or for
@@ -128,10 +131,9 @@ func (in *inbound) firstBytes(ctx context.Context, mode policy.Mode) (sight, err
 	return first, err
 }
 
-// decide registers the connection for changes of policy, then decides with the
-// policy in force, and does what was decided.
-func (in *inbound) decide(ctx context.Context, first sight) {
-	seen := first.seen // all that the check below may keep for as long as the connection lasts
+// judge registers the connection for changes of policy, then decides with the
+// policy in force.
+func (in *inbound) judge(seen policy.Seen) (policy.Action, policy.Reason) {
 	now := func(w *workload.World) (policy.Action, policy.Reason) {
 		own, ok := w.Workload(in.p.worlds.self)
 		if !ok {
@@ -151,6 +153,12 @@ func (in *inbound) decide(ctx context.Context, first sight) {
 	if proves.Store(action.Terminates()); !action.Terminates() && action != policy.Close {
 		in.c.recheck(in.p.worlds.world(), in.p.creds.current.Load()) // a change may have come in between
 	}
+	return action, reason
+}
+
+// decide does what was decided.
+func (in *inbound) decide(ctx context.Context, first sight) {
+	action, reason := in.judge(first.seen)
 	in.sni = first.hello.SNI
 	in.c.note(func(r *Record) {
 		r.SNI, r.ALPN = brief(first.hello.SNI, maxName), brief(strings.Join(first.hello.ALPN, ","), maxName)
@@ -185,10 +193,17 @@ func (in *inbound) terminate(ctx context.Context, action policy.Action, first si
 		in.lastWords()
 		return
 	}
-	inside := sight{app: first.app}
+	in.goOn(ctx, action, client, first.app)
+}
+
+// goOn goes on with what is inside mutual TLS. spoken is what the application has
+// said already.
+func (in *inbound) goOn(ctx context.Context, action policy.Action, client *tlsconn.Conn, spoken []byte) {
+	inside := sight{app: spoken}
 	switch action {
 	case policy.TerminateAuto, policy.TerminateHTTP:
-		if inside, err = in.lookInside(ctx, action, client, first.app); err != nil {
+		var err error
+		if inside, err = in.lookInside(ctx, action, client, spoken); err != nil {
 			return // the reason is noted
 		}
 	default:
@@ -211,6 +226,9 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 		return nil, err
 	}
 	offered := first.hello.ALPN
+	if first.seen == policy.ForeignTLS {
+		offered = slices.DeleteFunc(slices.Clone(offered), func(name string) bool { return name == identity.ALPNStreams })
+	}
 	if first.seen == policy.ForeignTLS && slices.Contains(offered, "http/1.1") {
 		offered = []string{"http/1.1"} // what is inside reaches the application as it is: h2 is not for every one
 	}
@@ -220,23 +238,22 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 		return nil, err
 	}
 	in.p.metrics.Handshake(time.Since(began))
-	cs := client.ConnectionState()
-	if in.id, err = identity.PeerID(cs); err != nil {
+	f, err := proved(client.ConnectionState(), snap, false)
+	if err != nil {
 		return nil, err
 	}
-	in.cert = cs.PeerCertificates[0]
+	in.id, in.cert = f.peer, f.state.PeerCertificates[0]
 	if !samePeer(in.from, in.id) {
 		in.from = nil
 	}
 	in.c.note(func(r *Record) {
-		r.tlsFacts(cs)
-		r.SourceIdentity, r.DestinationIdentity = in.id.String(), snap.Credential.ID.String()
-		r.SourceSerial, r.DestinationSerial = serial(in.cert), serial(snap.Credential.Leaf)
+		f.note(r)
 		if in.from == nil {
 			r.SourceWorkload = ""
 		}
 	})
-	in.p.watchPeer(in.c, snap, cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
+	in.welcome(client, f, first)
+	in.p.watchPeer(in.c, snap, f.state.PeerCertificates, x509.ExtKeyUsageClientAuth)
 	return client, nil
 }
 
@@ -274,6 +291,7 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 	case err == nil:
 		return inside, nil
 	case errors.Is(err, errHungUp):
+		_ = client.CloseWrite() // it may be gone
 		in.c.end(policy.None, err)
 	case errors.Is(err, errServerGone) && len(inside.client) > 0:
 		in.disconnect()

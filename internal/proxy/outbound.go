@@ -77,7 +77,9 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	endpoint := to.endpoint
 	p.balance.add(endpoint, 1)
 	c.atEnd = append(c.atEnd, func() {
-		_ = server.Close() // it may have been closed before
+		if c.left() == nil {
+			_ = server.Close() // it may have been closed before
+		}
 		p.balance.add(endpoint, -1)
 	})
 	if to = p.settle(c, own, dst, to); to.verdict == refused {
@@ -161,7 +163,15 @@ func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Worklo
 	serviceLabels(&l, host, passthroughCluster)
 	count := p.metrics.TCP(l)
 	c.carry = func() {
-		p.relay(c, c.client, toServer, nil, nil)
+		first := c.first
+		c.first = nil // it isn't kept
+		if t := c.tunnel; t != nil && t.streams.Load() > 1 {
+			defer watchAnswer(c, t)()
+		}
+		p.relay(c, c.client, toServer, first, nil)
+		if t := c.left(); t != nil {
+			p.tunnels.put(t, p.creds.current.Load)
+		}
 		c.note(func(r *Record) {
 			if r.Security == "" && c.sent.Load() > 0 { // only the server spoke
 				r.Security = securityPlaintext
@@ -188,6 +198,10 @@ func (p *proxy) connect(ctx context.Context, c *conn, q question, to routing) (r
 		if _, err := p.snapshot(ctx); err != nil {
 			c.cut(policy.NoIdentity, err)
 			return to, nil, err
+		}
+		if t := p.reopen(c, &to); t != nil {
+			c.over(t)
+			return to, t.raw, nil
 		}
 	}
 	server, err := p.dial(ctx, to)
@@ -287,6 +301,11 @@ func orKernel(d time.Duration) time.Duration { return cmp.Or(d, -1) }
 // encrypt shakes hands with the endpoint, which must prove exactly the identity
 // that the routing wants (design D11).
 func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn, error) {
+	if c.tunnel != nil {
+		c.note(func(r *Record) { r.Reused = true; c.tunnel.note(r) })
+		p.watchPeer(c, c.tunnel.snap, c.tunnel.state.PeerCertificates, x509.ExtKeyUsageServerAuth)
+		return c.tunnel.tls, nil
+	}
 	snap, err := p.creds.Snapshot()
 	if err != nil {
 		return nil, err
@@ -301,18 +320,18 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 		return nil, err
 	}
 	p.metrics.Handshake(time.Since(began))
-	cs := encrypted.ConnectionState()
-	proved, err := identity.PeerID(cs)
+	f, err := proved(encrypted.ConnectionState(), snap, true)
 	if err != nil {
 		encrypted.Close()
 		return nil, err
 	}
-	c.note(func(r *Record) {
-		r.tlsFacts(cs)
-		r.SourceIdentity, r.DestinationIdentity = snap.Credential.ID.String(), proved.String()
-		r.SourceSerial, r.DestinationSerial = serial(snap.Credential.Leaf), serial(cs.PeerCertificates[0])
-	})
-	p.watchPeer(c, snap, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
+	c.note(f.note)
+	if t := p.newTunnel(encrypted, server, f); t != nil {
+		t.key = keyOfTunnel(&to)
+		encrypted.Keep(func() bool { return p.mayKeep(t) })
+		c.over(t)
+	}
+	p.watchPeer(c, snap, f.state.PeerCertificates, x509.ExtKeyUsageServerAuth)
 	return encrypted, nil
 }
 

@@ -42,7 +42,7 @@ func TestOwnPortsAreBounded(t *testing.T) {
 // A program that prefers Multipath TCP is served over TCP: of the former the kernel
 // tells no original destination (contract B5).
 func TestMultipathIsDeclined(t *testing.T) {
-	l, err := bindCapture(t.Context(), "127.0.0.1:0")
+	l, err := bindCapture(t.Context(), "127.0.0.1:0", true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -147,6 +147,8 @@ type proxy struct {
 	balance     *balancer
 	secrets     *secrets
 	resolver    *resolver
+	tunnels     tunnels // idle, to other proxies
+	lobby       lobby   // idle, from other proxies
 	tls         tlsconn.Pool
 	httpBuffers httpBuffers
 	h2Buffers   h2.Buffers
@@ -212,6 +214,7 @@ func (p *proxy) worldChanged(w *workload.World) {
 	}
 	p.accessLog.set(w.Mesh.AccessLog, p.log)
 	p.conns.recheck(w, p.creds.current.Load())
+	p.lobby.dismiss(p.wanted)
 }
 
 // Run binds every socket, then carries connections until the context ends, and
@@ -314,6 +317,8 @@ func (p *proxy) announce(ctx context.Context) {
 // POST /quitquitquit there is nothing to wait for (contract 5.48).
 func (p *proxy) drain(quit bool) {
 	told := p.startDraining()
+	p.tunnels.close()
+	p.lobby.dismiss(p.wanted)
 	if quit || told || p.cfg.Drain == 0 {
 		p.sockets.inbound.close()
 		p.log.Info("proxy stops at once", slog.Int("connections", len(p.conns.all())), slog.Bool("told_to_quit", quit))
@@ -351,7 +356,10 @@ func (p *proxy) startDraining() bool {
 	return told
 }
 
+// cutAll cuts what is open. From then on no tunnel is kept.
 func (p *proxy) cutAll() {
+	p.tunnels.close()
+	p.lobby.close()
 	for _, c := range p.conns.all() {
 		c.cut(policy.Draining, errDetail("the proxy is shutting down"))
 	}
@@ -375,10 +383,13 @@ func (p *proxy) accepted(ctx context.Context, raw *net.TCPConn, direction string
 // goroutine to carry it: a stack that has grown would stay so for as long as the
 // connection lasts, and most of what an idle one takes is stacks.
 func (p *proxy) serve(ctx context.Context, c *conn) {
-	if c.direction == directionInbound {
-		p.serveInbound(ctx, c)
-	} else {
+	switch {
+	case c.direction == directionOutbound:
 		p.serveOutbound(ctx, c)
+	case c.tunnel != nil:
+		p.serveStream(ctx, c)
+	default:
+		p.serveInbound(ctx, c)
 	}
 	if c.carry == nil {
 		p.over(ctx, c)
@@ -390,7 +401,8 @@ func (p *proxy) serve(ctx context.Context, c *conn) {
 	})
 }
 
-// over ends what serve has begun.
+// over ends what serve has begun, and waits for the next connection over the tunnel
+// that this one has left behind.
 func (p *proxy) over(ctx context.Context, c *conn) {
 	for _, f := range slices.Backward(c.atEnd) {
 		f()
@@ -399,6 +411,12 @@ func (p *proxy) over(ctx context.Context, c *conn) {
 	p.conns.remove(c)
 	p.metrics.Open(c.direction).Dec()
 	p.finish(ctx, c)
+	if c.direction == directionInbound {
+		c.carry, c.atEnd = nil, nil // they aren't kept
+		if next := p.next(ctx, c.left()); next != nil {
+			p.serve(ctx, next)
+		}
+	}
 }
 
 // finish leaves the connection's record.

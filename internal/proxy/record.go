@@ -59,6 +59,7 @@ type Record struct {
 	TLSCipher  string `json:"tls_cipher,omitempty"`
 	ALPN       string `json:"alpn,omitempty"` // what the client offered
 	SNI        string `json:"sni,omitempty"`
+	Reused     bool   `json:"reused,omitempty"` // the handshake was an earlier connection's
 
 	BytesSent     int64 `json:"bytes_sent"`     // to the client
 	BytesReceived int64 `json:"bytes_received"` // from the client
@@ -110,6 +111,9 @@ func (r *Record) log(ctx context.Context, log *slog.Logger) {
 	text("dst_serial", r.DestinationSerial)
 	text("alpn", r.ALPN)
 	text("sni", r.SNI)
+	if r.Reused {
+		attrs = append(attrs, slog.Bool("reused", true))
+	}
 	attrs = append(attrs, slog.Int64("bytes_sent", r.BytesSent), slog.Int64("bytes_received", r.BytesReceived))
 	if r.Requests > 0 {
 		attrs = append(attrs, slog.Int64("requests", r.Requests))

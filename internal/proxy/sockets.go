@@ -41,10 +41,10 @@ func (p *proxy) bind(ctx context.Context) (err error) {
 		}
 	}()
 	l := p.cfg.Listen
-	if p.sockets.outbound, err = bindCapture(ctx, l.Outbound); err != nil {
+	if p.sockets.outbound, err = bindCapture(ctx, l.Outbound, true); err != nil {
 		return err
 	}
-	if p.sockets.inbound, err = bindCapture(ctx, l.Inbound); err != nil {
+	if p.sockets.inbound, err = bindCapture(ctx, l.Inbound, false); err != nil {
 		return err
 	}
 	ready := &readiness{notReady: p.notReady}
@@ -55,7 +55,7 @@ func (p *proxy) bind(ctx context.Context) (err error) {
 		if s.addr == "" {
 			continue
 		}
-		listener, err := listen(ctx, "tcp", s.addr)
+		listener, err := listen(ctx, "tcp", s.addr, false)
 		if err != nil {
 			return err
 		}
@@ -84,8 +84,9 @@ func httpServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// bindCapture listens on an address; on both families if it names no host.
-func bindCapture(ctx context.Context, addr string) (listeners, error) {
+// bindCapture listens on an address; on both families if it names no host. Clients
+// that are local, in this pod, don't vanish without a word.
+func bindCapture(ctx context.Context, addr string, local bool) (listeners, error) {
 	if addr == "" {
 		return nil, nil
 	}
@@ -95,7 +96,7 @@ func bindCapture(ctx context.Context, addr string) (listeners, error) {
 	}
 	var all listeners
 	for _, network := range networks {
-		l, err := listen(ctx, network, addr)
+		l, err := listen(ctx, network, addr, local)
 		if network == "tcp6" && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
 			continue // a kernel without IPv6
 		}
@@ -115,9 +116,12 @@ func bindCapture(ctx context.Context, addr string) (listeners, error) {
 // listen opens a socket; a taken port is reported with what to do about it.
 // Multipath TCP, which Go would offer, is declined: the kernel doesn't tell the
 // original destination of such a connection. Its client then goes on with TCP.
-func listen(ctx context.Context, network, addr string) (net.Listener, error) {
+func listen(ctx context.Context, network, addr string, local bool) (net.Listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
+	if local {
+		config.KeepAlive = -1 // four system calls less for each connection
+	}
 	l, err := config.Listen(ctx, network, addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		_, port, _ := net.SplitHostPort(addr)
@@ -202,20 +206,14 @@ func (s *sockets) close() {
 
 // dialKernel connects over TCP, from a certain address or any.
 func dialKernel(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
-	d := net.Dialer{}
-	if from.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
-		d.Control = latePort
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	if !from.IsValid() {
+		var d net.Dialer
+		return d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
 	}
-	c, err := d.DialContext(ctx, "tcp", to.String())
-	if err != nil {
-		return nil, err
-	}
-	tcp, ok := c.(*net.TCPConn)
-	if !ok {
-		return nil, fmt.Errorf("connect to %s: not TCP", to)
-	}
-	return tcp, nil
+	// what is in this pod doesn't vanish without a word
+	d := net.Dialer{KeepAlive: -1, Control: latePort}
+	return d.DialTCP(ctx, "tcp", netip.AddrPortFrom(from, 0), to)
 }
 
 // latePort lets the kernel choose the source port at connect and not at bind:

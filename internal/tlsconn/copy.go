@@ -149,7 +149,7 @@ func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int
 // is of the record after the pieces.
 func (r *reader) gather(most int64) (pieces net.Buffers, size int, err error) {
 	if r.buf == nil {
-		return nil, 0, r.err
+		return nil, 0, r.over()
 	}
 	pieces = r.buf.parts[:0]
 	for int64(size) < most {

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"podseal.io/podseal/internal/identity"
 )
 
 // errState says that it is not clear which record comes next: such a connection
@@ -198,7 +200,7 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 	conn := &Conn{raw: raw, state: lasting(c.ConnectionState())}
 	conn.state.PeerCertificates = p.certs.shared(conn.state.PeerCertificates)
 	var err error
-	if conn.records, err = p.takeOver(u, conn.state.CipherSuite, client); err != nil {
+	if conn.records, err = p.takeOver(u, conn.state, client); err != nil {
 		u.drop()
 		return nil, err
 	}
@@ -211,8 +213,8 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 
 // takeOver makes the record path of what the handshake has left. It returns nil
 // for a connection that is crypto/tls' business: another version, another cipher.
-func (p *Pool) takeOver(u *under, id uint16, client bool) (*records, error) {
-	suite, ok := suiteOf(id)
+func (p *Pool) takeOver(u *under, state tls.ConnectionState, client bool) (*records, error) {
+	suite, ok := suiteOf(state.CipherSuite)
 	if !ok || u.secrets.client == nil || u.secrets.server == nil {
 		return nil, nil //nolint:nilnil // documented
 	}
@@ -230,9 +232,14 @@ func (p *Pool) takeOver(u *under, id uint16, client bool) (*records, error) {
 	if client {
 		ours, theirs = theirs, ours
 	}
+	agreed := state.NegotiatedProtocol == identity.ALPNStreams
 	if rec.out.keys.use(suite, bytes.Clone(ours)) != nil || rec.in.keys.use(suite, bytes.Clone(theirs)) != nil {
+		if agreed {
+			return nil, errState // the peer relies on it, and crypto/tls doesn't know how
+		}
 		return nil, nil //nolint:nilnil // a cipher that this program may not use itself: crypto/tls can
 	}
+	rec.in.streams.on, rec.out.streams.on = agreed, agreed
 	if err := u.sealedWith(&rec.out.keys); err != nil {
 		return nil, err
 	}

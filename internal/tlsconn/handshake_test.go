@@ -130,7 +130,7 @@ func TestUnclearStateIsAnError(t *testing.T) {
 	}
 	var p Pool
 	u := &under{pool: &p, secrets: &secrets{client: make([]byte, 32), server: make([]byte, 32)}, left: 1}
-	if _, err := p.takeOver(u, tls.TLS_AES_128_GCM_SHA256, true); !errors.Is(err, errState) {
+	if _, err := p.takeOver(u, tls.ConnectionState{CipherSuite: tls.TLS_AES_128_GCM_SHA256}, true); !errors.Is(err, errState) {
 		t.Errorf("in the middle of a record: %v", err)
 	}
 }

@@ -27,6 +27,8 @@ type writer struct {
 	keys  keys
 	limit uint64 // of records for one key
 	err   error  // permanent
+
+	streams streams
 }
 
 // fault is why a connection is of no more use.
@@ -42,6 +44,9 @@ func (w *writer) send(b *buffer, n int) error {
 	defer w.mu.Unlock()
 	if err := w.ready(n); err != nil {
 		return err
+	}
+	if w.streams.ended {
+		return errEnded
 	}
 	size, at := 0, 0
 	for n > 0 {

@@ -4,7 +4,8 @@
 // [Pool.Server]) and is from then on a stream whose two directions end one by one:
 // [Conn.CloseWrite] sends close_notify and then FIN, so that peers which look at
 // either see the end (contract B8); [Conn.Reset] ends both at once. [Pool.Copy]
-// moves bytes between such a stream and a plain one.
+// moves bytes between such a stream and a plain one. Two proxies that agree on it
+// carry one such stream after the other over a connection ([Conn.Keep]).
 //
 // The handshake is crypto/tls. After one of TLS 1.3 its traffic secrets are taken
 // ([tls.Config.KeyLogWriter], in this process only) and records are sealed and
@@ -44,8 +45,9 @@ type Conn struct {
 
 // records are both directions of a connection.
 type records struct {
-	in  reader
-	out writer
+	in     reader
+	out    writer
+	keeper keeper
 }
 
 // Client shakes hands as a client until the deadline. cfg must be for this
@@ -83,9 +85,15 @@ func (c *Conn) Write(b []byte) (int, error) {
 // ConnectionState is what was negotiated, and the peer's certificates.
 func (c *Conn) ConnectionState() tls.ConnectionState { return c.state }
 
-// CloseWrite ends our direction: close_notify, then FIN. The other direction
-// stays open.
+// CloseWrite ends our direction: close_notify, then FIN, or only that of the stream
+// (Keep). The other direction stays open.
 func (c *Conn) CloseWrite() error {
+	if c.mayKeep() {
+		if err := c.records.out.endStream(); err != nil {
+			return fmt.Errorf("end the stream: %w", err)
+		}
+		return nil
+	}
 	var err error
 	if c.records == nil {
 		err = c.tls.CloseWrite()
@@ -102,8 +110,14 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close closes the connection below, without close_notify unless CloseWrite has
-// sent it: what ends early must not look as if it were whole.
-func (c *Conn) Close() error { return c.raw.Close() }
+// sent it: what ends early must not look as if it were whole. A stream that the
+// peer has ended is ended by us too, and the connection stays (Keep).
+func (c *Conn) Close() error {
+	if c.Streams() && c.records.in.finished() && c.mayKeep() && c.records.out.endStream() == nil {
+		return nil
+	}
+	return c.raw.Close()
+}
 
 // Reset ends both directions at once: the peer sees RST.
 func (c *Conn) Reset() {

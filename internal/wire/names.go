@@ -28,15 +28,16 @@ func SNI(port uint16, subset, host string) string {
 }
 
 // OutboundALPN is what a mesh client offers for a port of this protocol
-// (contract 3.48, 3.49). `istio-peer-exchange` is left out, since choosing it
-// obliges both sides to a preamble (contract 2.28).
+// (contract 3.48, 3.49), after our own name for a connection that is used again.
+// `istio-peer-exchange` is left out, since choosing it obliges both sides to a
+// preamble (contract 2.28).
 func OutboundALPN(p policy.Protocol) []string {
 	switch p {
 	case policy.HTTP:
-		return []string{identity.ALPNHTTP11, identity.ALPNIstio, "http/1.1"}
+		return []string{identity.ALPNStreams, identity.ALPNHTTP11, identity.ALPNIstio, "http/1.1"}
 	case policy.TCP:
-		return []string{identity.ALPNIstio}
+		return []string{identity.ALPNStreams, identity.ALPNIstio}
 	default:
-		return []string{identity.ALPNDetect, identity.ALPNIstio}
+		return []string{identity.ALPNStreams, identity.ALPNDetect, identity.ALPNIstio}
 	}
 }

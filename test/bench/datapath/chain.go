@@ -218,13 +218,20 @@ func (c *chain) try() error {
 
 // exchange sends bytes to and fro, once.
 func (c *chain) exchange(p peer) error {
-	return c.client.do(nil, func() error {
-		conn, err := load.Exchange(address(p))
-		if conn != nil {
-			conn.Close()
-		}
+	conn, err := c.hold(p)
+	if conn != nil {
+		conn.Close()
+	}
+	return err
+}
+
+// hold is exchange on a connection that the caller closes.
+func (c *chain) hold(p peer) (conn net.Conn, err error) {
+	err = c.client.do(nil, func() error {
+		conn, err = load.Exchange(address(p))
 		return err
 	})
+	return conn, err
 }
 
 // address is what the client of a peer calls.

@@ -1,0 +1,212 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/tlsconn"
+	"podseal.io/podseal/internal/workload"
+)
+
+// A tunnel is the mutual TLS connection between two proxies of ours. When an
+// application's connection over it has ended as it should, the tunnel serves the
+// next one to the same pod, port and identities, without a handshake.
+//
+// The client keeps idle tunnels ([tunnels]) and decides when one is used; it lets
+// go of them first, so that a stream seldom meets a server that doesn't want it.
+// The server waits for the next stream ([lobby]); when it wants no more it says so
+// and still takes what was on its way.
+
+const (
+	tunnelIdle     = 20 * time.Second // the client keeps an idle tunnel so long,
+	tunnelPatience = 40 * time.Second // and the server waits so long for the next stream
+	tunnelAge      = 10 * time.Minute // a tunnel older than that carries no new stream
+	tunnelMargin   = 5 * time.Second  // nor one whose certificates expire so soon
+	tunnelLeave    = 3 * time.Second  // what the client has to close a tunnel that the server gives up
+	tunnelSweep    = time.Second      // idle tunnels are looked at so often
+	tunnelsPeer    = 128              // idle ones to one place with one name,
+	tunnelsAll     = 1024             // and of each direction
+)
+
+// proof is what a handshake has shown.
+type proof struct {
+	state               tls.ConnectionState
+	snap                *identity.Snapshot // what verified the peer
+	peer                identity.ID
+	client, server      string // identities
+	clientCert, servers string // serial numbers
+}
+
+// proved reads the proof from a finished handshake, in which we were the client or not.
+func proved(cs tls.ConnectionState, snap *identity.Snapshot, client bool) (*proof, error) {
+	peer, err := identity.PeerID(cs)
+	if err != nil {
+		return nil, err
+	}
+	f := &proof{
+		state: cs, snap: snap, peer: peer,
+		client: snap.Credential.ID.String(), server: peer.String(),
+		clientCert: serial(snap.Credential.Leaf), servers: serial(cs.PeerCertificates[0]),
+	}
+	if !client {
+		f.client, f.server = f.server, f.client
+		f.clientCert, f.servers = f.servers, f.clientCert
+	}
+	return f, nil
+}
+
+func (f *proof) note(r *Record) {
+	r.tlsFacts(f.state)
+	r.SourceIdentity, r.DestinationIdentity = f.client, f.server
+	r.SourceSerial, r.DestinationSerial = f.clientCert, f.servers
+}
+
+// tunnel is one of either direction.
+type tunnel struct {
+	proof
+	tls     *tlsconn.Conn
+	raw     *net.TCPConn
+	made    time.Time
+	expires time.Time        // the first of both certificates
+	now     func() time.Time // what that is checked against
+	idle    time.Time        // since when; guarded by whoever keeps it
+	streams atomic.Int64     // that it has carried
+
+	key tunnelKey // of one to a server
+
+	hello   greeting // of one from a client
+	policy  stand
+	leaving atomic.Bool // the client has been told that no further stream is taken
+}
+
+// greeting is what the ClientHello of a tunnel has said, and where it went to.
+type greeting struct {
+	seen      policy.Seen
+	dst       netip.AddrPort
+	sni, alpn string
+}
+
+// tunnelKey is what must be the same for a tunnel to be used again.
+type tunnelKey struct {
+	endpoint  netip.AddrPort
+	peer      *workload.Workload // as it is now: whatever changes about it makes another key
+	want      identity.ID
+	accept    string
+	sni, alpn string
+	rule      string
+	keepalive workload.Keepalive
+}
+
+func keyOfTunnel(to *routing) tunnelKey {
+	k := tunnelKey{
+		endpoint: to.endpoint, peer: to.peer, want: to.want, accept: strings.Join(to.accept, " "), sni: to.sni, alpn: strings.Join(to.alpn, ","),
+		rule: to.conduct.Rule,
+	}
+	if to.conduct.Keepalive != nil {
+		k.keepalive = *to.conduct.Keepalive
+	}
+	return k
+}
+
+// stand is what of the world a server decides with.
+type stand struct {
+	own    *workload.Workload
+	access *policy.Access
+}
+
+func standOf(w *workload.World, self string) stand {
+	own, _ := w.Workload(self)
+	return stand{own, w.Access}
+}
+
+// newTunnel is nil for a connection that carries no streams.
+func (p *proxy) newTunnel(c *tlsconn.Conn, raw *net.TCPConn, f *proof) *tunnel {
+	if !c.Streams() {
+		return nil
+	}
+	t := &tunnel{proof: *f, tls: c, raw: raw, made: time.Now(), now: p.cfg.Now, expires: f.snap.Credential.Leaf.NotAfter}
+	if theirs := f.state.PeerCertificates[0].NotAfter; theirs.Before(t.expires) {
+		t.expires = theirs
+	}
+	t.streams.Store(1)
+	return t
+}
+
+// fresh reports whether the tunnel is young enough and still what a handshake now
+// would lead to, as far as credentials go.
+func (t *tunnel) fresh(current *identity.Snapshot) bool {
+	return t.snap == current && time.Since(t.made) < tunnelAge && t.expires.Sub(t.now()) > tunnelMargin
+}
+
+// errUnanswered says that a peer has not even acknowledged what it was sent.
+var errUnanswered = errors.New("the peer does not acknowledge what is sent over a connection that is used again")
+
+// watchAnswer cuts a connection whose stream goes over an old tunnel to a peer that
+// has vanished without a word: a new connection would not have been made. The
+// function that it returns stops the watch.
+func watchAnswer(c *conn, t *tunnel) (stop func()) {
+	timer := time.AfterFunc(dialTimeout, func() {
+		if unanswered(t.raw) {
+			c.cut(policy.ConnectTimeout, fmt.Errorf("%s: %w", t.raw.RemoteAddr(), errUnanswered))
+		}
+	})
+	return func() { timer.Stop() }
+}
+
+func unanswered(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false // closed
+	}
+	waits := false
+	err = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		waits = err == nil && info.Unacked > 0 && time.Duration(info.Last_ack_recv)*time.Millisecond >= dialTimeout-time.Second
+	})
+	return err == nil && waits
+}
+
+// IdleTunnel is one element of GET /tunnels on the admin port. What it shares with
+// a [Record] has the same names.
+type IdleTunnel struct {
+	Direction           string         `json:"direction"` // inbound or outbound
+	Source              netip.AddrPort `json:"src_addr"`
+	Destination         netip.AddrPort `json:"dst_addr"`
+	Endpoint            netip.AddrPort `json:"endpoint"`
+	Local               netip.AddrPort `json:"local"`
+	SourceIdentity      string         `json:"src_identity"`
+	DestinationIdentity string         `json:"dst_identity"`
+	Security            string         `json:"security"`
+	SNI                 string         `json:"sni,omitempty"`
+	Streams             int64          `json:"streams"` // that it has carried
+	AgeMS               int64          `json:"age_ms"`
+	IdleMS              int64          `json:"idle_ms"`
+}
+
+func (p *proxy) idleTunnels() []IdleTunnel {
+	now := time.Now()
+	all := []IdleTunnel{}
+	add := func(t *tunnel, i IdleTunnel) {
+		i.Endpoint, i.Local, i.Security = i.Destination, addrPort(t.raw.LocalAddr()), securityMutualTLS
+		i.SourceIdentity, i.DestinationIdentity = t.client, t.server
+		i.Streams, i.AgeMS, i.IdleMS = t.streams.Load(), now.Sub(t.made).Milliseconds(), now.Sub(t.idle).Milliseconds()
+		all = append(all, i)
+	}
+	p.tunnels.each(func(t *tunnel) {
+		add(t, IdleTunnel{Direction: directionOutbound, Source: addrPort(t.raw.LocalAddr()), Destination: t.key.endpoint, SNI: t.key.sni})
+	})
+	p.lobby.each(func(t *tunnel) {
+		add(t, IdleTunnel{Direction: directionInbound, Source: addrPort(t.raw.RemoteAddr()), Destination: t.hello.dst, SNI: brief(t.hello.sni, maxName)})
+	})
+	return all
+}
