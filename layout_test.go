@@ -20,7 +20,8 @@ const module = "podseal.io/podseal/"
 var mayImport = map[string]string{
 	"internal/version":       "",
 	"internal/identity":      "",
-	"internal/policy":        "internal/identity",
+	"internal/jwt":           "",
+	"internal/policy":        "internal/identity internal/jwt",
 	"internal/workload":      "internal/identity internal/policy",
 	"internal/wire":          "internal/identity internal/policy internal/workload api/mesh/v1",
 	"internal/tlsconn":       "internal/identity",
@@ -30,12 +31,12 @@ var mayImport = map[string]string{
 	"internal/ca":            "internal/identity",
 	"internal/capture":       "",
 	"internal/cni":           "internal/capture",
-	"internal/proxy":         "internal/accesslog internal/identity internal/policy internal/workload internal/wire internal/tlsconn internal/h2 internal/xds internal/ca internal/capture internal/metrics internal/version internal/edges internal/report api/report/v1",
+	"internal/proxy":         "internal/accesslog internal/identity internal/jwt internal/policy internal/workload internal/wire internal/tlsconn internal/h2 internal/xds internal/ca internal/capture internal/metrics internal/version internal/edges internal/report api/report/v1",
 	"internal/accesslog":     "",
 	"internal/settings":      "api/deckhouse/v1alpha1 internal/accesslog",
-	"internal/discovery":     "internal/identity internal/policy internal/settings internal/wire internal/workload internal/xds",
+	"internal/discovery":     "internal/identity internal/jwt internal/policy internal/settings internal/wire internal/workload internal/xds",
 	"internal/inject":        "internal/settings",
-	"internal/controlplane":  "internal/dashboard internal/discovery internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain internal/strict",
+	"internal/controlplane":  "internal/dashboard internal/discovery internal/jwt internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain internal/strict",
 	"internal/explain":       "internal/identity internal/policy internal/wire internal/workload",
 	"internal/strict":        "internal/edges",
 	"internal/proof":         "internal/wire",
@@ -66,7 +67,7 @@ var onlyIn = map[string]string{
 }
 
 // ioFree packages decide: they open nothing and read no clock.
-var ioFree = []string{"internal/identity", "internal/policy", "internal/workload", "internal/wire", "internal/accesslog", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict"}
+var ioFree = []string{"internal/identity", "internal/jwt", "internal/policy", "internal/workload", "internal/wire", "internal/accesslog", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict"}
 
 // notInProxy is what podseal-proxy must not link: it runs in every pod.
 var notInProxy = []string{"k8s.io/client-go", "k8s.io/api", "sigs.k8s.io/controller-runtime", "helm.sh/", "text/template", "html/template", "golang.org/x/net/trace"}

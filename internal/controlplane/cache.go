@@ -43,6 +43,7 @@ func policyKinds() []schema.GroupVersionKind {
 	return []schema.GroupVersionKind{
 		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindPeerAuthentication},
 		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindAuthorizationPolicy},
+		{Group: "security.istio.io", Version: "v1", Kind: discovery.KindRequestAuthentication},
 		{Group: "networking.istio.io", Version: "v1", Kind: discovery.KindDestinationRule},
 		{Group: "networking.istio.io", Version: "v1", Kind: discovery.KindServiceEntry},
 	}

@@ -23,8 +23,8 @@
 //	nodes                                               get list watch
 //	namespaces                                          patch   Pod Security label, where there is no Deckhouse
 //	discovery.k8s.io/endpointslices                     get list watch
-//	security.istio.io/{peerauthentications,authorizationpolicies}          get list watch
-//	security.istio.io/{peerauthentications,authorizationpolicies}/status   patch
+//	security.istio.io/{peerauthentications,authorizationpolicies,requestauthentications}          get list watch
+//	security.istio.io/{peerauthentications,authorizationpolicies,requestauthentications}/status   patch
 //	networking.istio.io/destinationrules                get list watch
 //	networking.istio.io/destinationrules/status         patch
 //	authentication.k8s.io/tokenreviews                  create
@@ -208,7 +208,11 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	})
 	reviewer := newReviewer(reviewerConfig{Create: reviewThrough(mgr.GetClient()), Now: time.Now})
 	streams := newGRPC(grpcConfig{Authority: auth, Reviewer: reviewer, Store: store, Counts: counts, Log: cfg.Log})
-	pub := newPublisher(publisherConfig{Cache: mgr.GetCache(), Authority: auth, Store: store, Namespace: cfg.Namespace, Counts: counts, Now: time.Now, Log: cfg.Log})
+	var pub *publisher
+	keys := newKeyFetcher(keyFetcherConfig{Reachable: reachable, Changed: func() { pub.kick() }, Now: time.Now, Log: cfg.Log})
+	pub = newPublisher(publisherConfig{
+		Cache: mgr.GetCache(), Authority: auth, Store: store, Namespace: cfg.Namespace, Keys: keys.Keys, Counts: counts, Now: time.Now, Log: cfg.Log,
+	})
 	roots := &rootWriter{client: mgr.GetClient(), authority: auth}
 	counts.observe(auth, streams.xds, streams.report, time.Now)
 
@@ -237,6 +241,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	everywhere := []runnable{
 		auth.Run,
 		pub.Run,
+		keys.Run,
 		func(ctx context.Context) error { return streams.serve(ctx, l.grpc) },
 		func(ctx context.Context) error {
 			return serveHTTP(ctx, l.webhook, hooks.handler(), auth.TLSConfig(), cfg.Log)

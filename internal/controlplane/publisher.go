@@ -39,9 +39,11 @@ type publisherConfig struct {
 	Authority *authority
 	Store     *xds.Store
 	Namespace string // the root namespace
-	Counts    *counts
-	Now       func() time.Time
-	Log       *slog.Logger
+	// Keys says which keys are wanted, and returns those that there are.
+	Keys   func([]discovery.KeySource) map[string]discovery.FetchedKeys
+	Counts *counts
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // publisher keeps the store equal to the cluster.
@@ -207,7 +209,7 @@ func (p *publisher) publish(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	resources, verdicts := discovery.Build(c)
-	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies, c.DestinationRules, c.ServiceEntries), verdicts)
+	p.remember(slices.Concat(c.PeerAuthentications, c.AuthorizationPolicies, c.RequestAuthentications, c.DestinationRules, c.ServiceEntries), verdicts)
 	changed := false
 	// What holds for all goes first: a proxy then never meets a peer whose root it
 	// lacks, or its own pod following a policy that it doesn't know. Rules go before
@@ -257,6 +259,7 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 		}
 		*c.PoliciesOf(gvk.Kind) = pointers(list.Items)
 	}
+	c.Keys = p.cfg.Keys(discovery.KeySources(c))
 	return c, nil
 }
 

@@ -33,7 +33,7 @@ import (
 	"podseal.io/podseal/internal/xds/xdspb"
 )
 
-func jwt(exp int64) string {
+func unsignedJWT(exp int64) string {
 	return "h." + base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, exp)) + ".s"
 }
 
@@ -88,7 +88,7 @@ func TestReview(t *testing.T) {
 // refusals never.
 func TestReviewIsKept(t *testing.T) {
 	now, asked := epoch, 0
-	short := jwt(epoch.Add(20 * time.Second).Unix())
+	short := unsignedJWT(epoch.Add(20 * time.Second).Unix())
 	known := reviews{"tok": accepted("shop", "web", ""), short: accepted("shop", "web", "")}
 	r := newReviewer(reviewerConfig{Now: func() time.Time { return now }, Create: func(ctx context.Context, tr *authenticationv1.TokenReview) error {
 		asked++
@@ -176,7 +176,7 @@ func TestReviewsAtATime(t *testing.T) {
 }
 
 func FuzzExpiry(f *testing.F) {
-	seed := jwt(1_700_000_000)
+	seed := unsignedJWT(1_700_000_000)
 	for i := range len(seed) + 1 { // cut at every byte
 		f.Add(seed[:i])
 	}

@@ -230,6 +230,8 @@ func (h *webhooks) judge(kind string, obj *unstructured.Unstructured) (faults []
 		faults, warnings = discovery.ValidatePeerAuthentication(obj, h.rootNamespace)
 	case discovery.KindAuthorizationPolicy:
 		faults, warnings = discovery.ValidateAuthorizationPolicy(obj, h.rootNamespace)
+	case discovery.KindRequestAuthentication:
+		faults, warnings = discovery.ValidateRequestAuthentication(obj, h.rootNamespace)
 	case discovery.KindDestinationRule:
 		faults, warnings = discovery.ValidateDestinationRule(obj, h.clusterDomain())
 	case discovery.KindServiceEntry:

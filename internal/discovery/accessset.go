@@ -72,16 +72,7 @@ func (s *accessSet) instead(r *authorizationReader, lastGood *unstructured.Unstr
 }
 
 func (s *accessSet) add(p *policy.AuthorizationPolicy) {
-	switch {
-	case len(p.Selector) > 0 && p.Namespace == s.root:
-		p.Scope = policy.MeshWorkloads
-	case len(p.Selector) > 0:
-		p.Scope = policy.Workloads
-	case p.Namespace == s.root:
-		p.Scope = policy.Mesh
-	default:
-		p.Scope = policy.Namespace
-	}
+	p.Scope = scopeOf(p.Selector, p.Namespace, s.root)
 	s.byNamespace[p.Namespace] = append(s.byNamespace[p.Namespace], &governing{policy: p, tcp: map[uint16]bool{}})
 }
 

@@ -109,7 +109,7 @@ func TestAuthorizationPolicyWarnings(t *testing.T) { // contract 6.2, 6.33, 6.34
 		{authorizationPolicy(t, "shop", "p", "action: AUDIT\n"+get), []string{"notes every connection"}},
 		{authorizationPolicy(t, "shop", "p", "action: DENY\nrules: [{to: [{operation: {methods: [GET], ports: [\"80\"]}}]}]"), []string{"(destination.port): there it denies whatever matches that"}},
 		{authorizationPolicy(t, "shop", "p", "action: CUSTOM\nprovider: {name: x}\nrules: [{}]"), []string{"CUSTOM"}},
-		{authorizationPolicy(t, "shop", "p", "rules: [{from: [{source: {requestPrincipals: [\"*\"]}}]}]"), []string{"allows nothing", "RequestAuthentication"}},
+		{authorizationPolicy(t, "shop", "p", "rules: [{from: [{source: {requestPrincipals: [\"*\"]}}]}]"), []string{"allows nothing"}},
 		{authorizationPolicy(t, "shop", "p", "rules: [{when: [{key: \"experimental.envoy.filters.network.mysql_proxy[db.table]\", values: [\"[x]\"]}]}]"), []string{"filters of Envoy"}},
 		{dry("yes", authorizationPolicy(t, "shop", "p", "{}")), []string{"neither true nor false"}},
 		{dry("true", authorizationPolicy(t, "shop", "p", "{}")), nil},

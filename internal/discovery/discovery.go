@@ -36,6 +36,10 @@ type Cluster struct {
 	PeerAuthentications []*unstructured.Unstructured
 	// AuthorizationPolicies likewise.
 	AuthorizationPolicies []*unstructured.Unstructured
+	// RequestAuthentications likewise, and the keys that were fetched for them, by
+	// KeySource.From.
+	RequestAuthentications []*unstructured.Unstructured
+	Keys                   map[string]FetchedKeys
 	// DestinationRules as they are now.
 	DestinationRules []*unstructured.Unstructured
 	// ServiceEntries likewise.
@@ -57,6 +61,8 @@ func (c *Cluster) PoliciesOf(kind string) *[]*unstructured.Unstructured {
 		return &c.PeerAuthentications
 	case KindAuthorizationPolicy:
 		return &c.AuthorizationPolicies
+	case KindRequestAuthentication:
+		return &c.RequestAuthentications
 	case KindDestinationRule:
 		return &c.DestinationRules
 	case KindServiceEntry:
@@ -94,6 +100,7 @@ const (
 	ReasonNoIdentity = "NoIdentity"     // a pod whose service account gives no identity
 	ReasonPartly     = "PartlyEnforced" // in force, but some of it can't be compared on some ports
 	ReasonNoProvider = "NoProvider"     // a CUSTOM policy: what it matches is denied (contract 6.44)
+	ReasonNoKeys     = "NoKeys"         // a RequestAuthentication: keys of an issuer could not be fetched
 	ReasonIgnored    = "Ignored"        // something of the object has no effect; the rest is in force
 )
 
@@ -104,7 +111,7 @@ type Verdicts map[Key]Verdict
 func Build(c Cluster) (Resources, Verdicts) {
 	verdicts := Verdicts{}
 	policies := buildPolicies(c, verdicts)
-	access, rules := buildAccess(c, verdicts), buildRules(c, verdicts)
+	access, tokens, rules := buildAccess(c, verdicts), buildTokens(c, verdicts), buildRules(c, verdicts)
 	entries := buildEntries(c, verdicts)
 	services := orderServices(c.Services)
 	res := Resources{
@@ -115,6 +122,8 @@ func Build(c Cluster) (Resources, Verdicts) {
 		wire.TypeAuthorizationPolicy: make(map[string][]byte, len(c.AuthorizationPolicies)),
 		wire.TypeDestinationRule:     make(map[string][]byte, len(rules.all)),
 		wire.TypeServiceEntry:        make(map[string][]byte, len(entries.all)),
+
+		wire.TypeRequestAuthentication: make(map[string][]byte, len(c.RequestAuthentications)),
 	}
 
 	pods := &podBuilder{
@@ -123,6 +132,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 		services:      indexServices(services, c.Settings.ClusterDomain),
 		policies:      policies,
 		access:        access,
+		tokens:        tokens,
 		rules:         rules,
 		owners:        addressOwners(c.Pods),
 		uncaptured:    c.Settings.Sidecar.ExcludeInboundPorts,
@@ -165,6 +175,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 		verdicts[Key{Kind: "Mesh", Name: MeshName}] = Verdict{Reason: ReasonUnencoded, Message: err.Error()}
 	}
 	policies.report(verdicts)
+	tokens.put(res[wire.TypeRequestAuthentication], verdicts)
 	access.report(verdicts)
 	access.resources(res[wire.TypeAuthorizationPolicy], verdicts)
 	return res, verdicts

@@ -32,6 +32,7 @@ type podBuilder struct {
 	services      serviceIndex
 	policies      *policySet
 	access        *accessSet
+	tokens        *tokenSet
 	rules         *ruleSet
 	owners        map[netip.Addr]*corev1.Pod
 	uncaptured    []uint16 // inbound ports that are not captured in any pod
@@ -106,6 +107,7 @@ func (b *podBuilder) build(pod *corev1.Pod) (*workload.Workload, error) {
 		Modes:             capturedModes(b.policies.resolve(pod), pod.Annotations, b.uncaptured),
 		Ports:             ports,
 		Policies:          b.access.keys(pod, ports),
+		Authentications:   b.tokens.keys(pod),
 		CanonicalName:     canonicalName(pod.Labels, name),
 		CanonicalRevision: cmp.Or(pod.Labels[labelCanonicalRevision], pod.Labels["app.kubernetes.io/version"], pod.Labels["version"], "latest"),
 		WorkloadName:      name,

@@ -130,7 +130,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 			{"every pod that should have a proxy has one", c.uncaptured, false},
 			{"every label istio.io/rev names this mesh", c.revisions, false},
 			{"no pod of the mesh uses the network of its node", c.onTheNode, false},
-			{"every PeerAuthentication, AuthorizationPolicy, DestinationRule and ServiceEntry is in force", c.policiesAccepted, false},
+			{"every PeerAuthentication, AuthorizationPolicy, RequestAuthentication, DestinationRule and ServiceEntry is in force", c.policiesAccepted, false},
 		}},
 	})
 }

@@ -146,7 +146,7 @@ func (c *Checker) ModuleConfig(ctx context.Context) (*v1alpha1.ModuleConfig, err
 }
 
 func (c *Checker) crds(ctx context.Context) *finding {
-	for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io", "destinationrules.networking.istio.io", "serviceentries.networking.istio.io"} {
+	for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io", "requestauthentications.security.istio.io", "destinationrules.networking.istio.io", "serviceentries.networking.istio.io"} {
 		now, err := (&Cluster{Client: c.Client}).get(ctx, crdNamed(name))
 		if err != nil {
 			return cannotLook(err)

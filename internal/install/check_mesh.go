@@ -372,7 +372,7 @@ func (c *Checker) onTheNode(ctx context.Context) *finding {
 func (c *Checker) policiesAccepted(ctx context.Context) *finding {
 	var not []string
 	all := 0
-	for _, kind := range [...]struct{ version, kind string }{{"security.istio.io/v1", "PeerAuthentication"}, {"security.istio.io/v1", "AuthorizationPolicy"}, {"networking.istio.io/v1", "DestinationRule"}, {"networking.istio.io/v1", "ServiceEntry"}} {
+	for _, kind := range [...]struct{ version, kind string }{{"security.istio.io/v1", "PeerAuthentication"}, {"security.istio.io/v1", "AuthorizationPolicy"}, {"security.istio.io/v1", "RequestAuthentication"}, {"networking.istio.io/v1", "DestinationRule"}, {"networking.istio.io/v1", "ServiceEntry"}} {
 		list := &unstructured.UnstructuredList{}
 		list.SetAPIVersion(kind.version)
 		list.SetKind(kind.kind + "List")

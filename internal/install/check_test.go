@@ -156,7 +156,7 @@ func (h *healthy) checker(t *testing.T) *Checker {
 		}
 		objects = append(objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}})
 	}
-	for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io", "destinationrules.networking.istio.io", "serviceentries.networking.istio.io"} {
+	for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io", "requestauthentications.security.istio.io", "destinationrules.networking.istio.io", "serviceentries.networking.istio.io"} {
 		objects = append(objects, &apiextensionsv1.CustomResourceDefinition{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
 			Status:     apiextensionsv1.CustomResourceDefinitionStatus{Conditions: []apiextensionsv1.CustomResourceDefinitionCondition{{Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionTrue}}},
@@ -497,7 +497,7 @@ func TestRemove(t *testing.T) {
 		if labels := get(w, &corev1.Namespace{}, "", "user").Labels; labels["pod-security.kubernetes.io/enforce"] == "" {
 			t.Error("removed a label that isn't ours")
 		}
-		for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io", "destinationrules.networking.istio.io", "serviceentries.networking.istio.io"} {
+		for _, name := range []string{"moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io", "requestauthentications.security.istio.io", "destinationrules.networking.istio.io", "serviceentries.networking.istio.io"} {
 			if w.has(&apiextensionsv1.CustomResourceDefinition{}, "", name) != keep {
 				t.Errorf("keep %v: CRD %s", keep, name)
 			}

@@ -24,7 +24,7 @@ func TestOfficialCRD(t *testing.T) { // contract 1.1, 1.34
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, group := range map[string]string{"peerauthentications": "security", "authorizationpolicies": "security", "destinationrules": "networking", "serviceentries": "networking"} {
+	for name, group := range map[string]string{"peerauthentications": "security", "authorizationpolicies": "security", "requestauthentications": "security", "destinationrules": "networking", "serviceentries": "networking"} {
 		var want []byte
 		for doc := range bytes.SplitSeq(all, []byte("\n---\n")) {
 			if bytes.Contains(doc, []byte("\n  name: "+name+"."+group+".istio.io\n")) {

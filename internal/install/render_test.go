@@ -34,7 +34,7 @@ func TestRenderGolden(t *testing.T) {
 		sets []string
 	}{
 		"manager":          {PartManager, nil},
-		"manager-values":   {PartManager, []string{"image.hub=registry.example.com/mesh", "imagePullPolicy=Always", "imagePullSecrets[0].name=registry", "clusterDomain=corp.example", "namespace.create=false", "crds.moduleConfig=false", "crds.peerAuthentication=false", "crds.authorizationPolicy=false", "crds.destinationRule=false", "crds.serviceEntry=false", "manager.nodeSelector.pool=system"}},
+		"manager-values":   {PartManager, []string{"image.hub=registry.example.com/mesh", "imagePullPolicy=Always", "imagePullSecrets[0].name=registry", "clusterDomain=corp.example", "namespace.create=false", "crds.moduleConfig=false", "crds.peerAuthentication=false", "crds.authorizationPolicy=false", "crds.requestAuthentication=false", "crds.destinationRule=false", "crds.serviceEntry=false", "manager.nodeSelector.pool=system"}},
 		"controlplane":     {PartControlPlane, nil},
 		"controlplane-cni": {PartControlPlane, []string{"cni.mode=install", "cni.cniBinDir=/usr/libexec/cni", "cni.excludeNamespaces={kube-system,infra}"}},
 		"controlplane-ha":  {PartControlPlane, []string{"controlPlane.replicas=3", "controlPlane.resources.limits.memory=1Gi", "controlPlane.tolerations[0].operator=Exists", "imagePullSecrets[0].name=registry"}},
@@ -117,7 +117,7 @@ func TestCRDs(t *testing.T) { // contract 1.1, 1.34
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"authorizationpolicies.security.istio.io", "destinationrules.networking.istio.io", "moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "serviceentries.networking.istio.io"}; !slices.Equal(names, want) {
+	if want := []string{"authorizationpolicies.security.istio.io", "destinationrules.networking.istio.io", "moduleconfigs.deckhouse.io", "peerauthentications.security.istio.io", "requestauthentications.security.istio.io", "serviceentries.networking.istio.io"}; !slices.Equal(names, want) {
 		t.Errorf("CRDs %v, want %v", names, want)
 	}
 }

@@ -22,6 +22,8 @@ type World struct {
 	Access    []*policy.AuthorizationPolicy
 	Rules     []*workload.DestinationRule
 	Entries   []*workload.Entry
+
+	Authentications []*policy.RequestAuthentication
 }
 
 // NewWorld trusts the roots of a CA and knows nobody.
@@ -82,6 +84,11 @@ func (w *World) Tell(tb testing.TB, handle func(typeURL string, upserts []xds.Re
 	for _, p := range w.Access {
 		body, err := wire.AppendAuthorizationPolicy(nil, p)
 		tell(wire.TypeAuthorizationPolicy, p.Key(), body, err)
+	}
+	handle(wire.TypeRequestAuthentication, nil, nil)
+	for _, r := range w.Authentications {
+		body, err := wire.AppendRequestAuthentication(nil, r)
+		tell(wire.TypeRequestAuthentication, r.Key(), body, err)
 	}
 	handle(wire.TypeDestinationRule, nil, nil)
 	for _, r := range w.Rules {

@@ -71,18 +71,26 @@ func (p *AuthorizationPolicy) Concerns(namespace string) bool {
 	return p.Scope == Mesh || p.Scope == MeshWorkloads || p.Namespace == namespace
 }
 
-// InForce gives the policies that hold for a workload of this namespace that was
+// scoped is an object that holds for some workloads.
+type scoped interface {
+	Concerns(namespace string) bool
+	selective() bool
+}
+
+func (p *AuthorizationPolicy) selective() bool { return p.Scope.Selective() }
+
+// InForce gives the objects that hold for a workload of this namespace that was
 // told these keys, in the order of their keys, and the keys that are not among
 // them.
-func InForce(known map[string]*AuthorizationPolicy, namespace string, keys []string) (hold []*AuthorizationPolicy, missing []string) {
+func InForce[P scoped](known map[string]P, namespace string, keys []string) (hold []P, missing []string) {
 	for _, key := range slices.Sorted(maps.Keys(known)) {
 		p := known[key]
-		if p.Concerns(namespace) && (!p.Scope.Selective() || slices.Contains(keys, key)) {
+		if p.Concerns(namespace) && (!p.selective() || slices.Contains(keys, key)) {
 			hold = append(hold, p)
 		}
 	}
 	for _, key := range keys {
-		if known[key] == nil {
+		if _, ok := known[key]; !ok {
 			missing = append(missing, key)
 		}
 	}

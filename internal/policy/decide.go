@@ -72,6 +72,7 @@ const (
 	NoIdentity         Reason = "no_identity"          // this proxy has no valid certificate
 	PolicyDenied       Reason = "policy_denied"        // an AuthorizationPolicy denies it
 	PolicyChanged      Reason = "policy_changed"       // open connection that a new policy forbids
+	TokenRefused       Reason = "token_refused"        // a request's token isn't good
 	NoDestination      Reason = "no_destination"       // original destination unknown or our own port
 	NoEndpoint         Reason = "no_endpoint"          // the service has no ready endpoint
 	RegistryOnly       Reason = "registry_only"        // unknown destination under RegistryOnly
@@ -89,7 +90,7 @@ const (
 func Reasons() []Reason {
 	return []Reason{
 		PlaintextRefused, ForeignTLSRefused, HandshakeFailed, HandshakeTimeout, PeerUnverified, PeerIdentity,
-		ForeignTrustDomain, NoIdentity, PolicyDenied, PolicyChanged, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
+		ForeignTrustDomain, NoIdentity, PolicyDenied, PolicyChanged, TokenRefused, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
 		ConnectTimeout, IdleTimeout, MaxDuration, BadRequest, Draining, Overloaded, TLSSettings,
 	}
 }

@@ -177,9 +177,27 @@ func (n naive) inRequest(m Match, v string, r *Request) bool {
 	case RequestPresenter:
 		return like(v, r.Token.Presenter)
 	case RequestClaim:
-		s, ok := r.Token.Claims[m.Key[0]].(string)
-		return ok && like(v, s)
+		return claimLike(v, r.Token.Claims, m.Key)
 	default:
+	}
+	return false
+}
+
+// claimLike is contract 6.15: a claim is text or a list of texts, at any depth.
+func claimLike(v string, claims any, path []string) bool {
+	if len(path) > 0 {
+		object, _ := claims.(map[string]any)
+		inner, ok := object[path[0]]
+		return ok && claimLike(v, inner, path[1:])
+	}
+	list, isList := claims.([]any)
+	if !isList {
+		list = []any{claims}
+	}
+	for _, one := range list {
+		if s, ok := one.(string); ok && like(v, s) {
+			return true
+		}
 	}
 	return false
 }

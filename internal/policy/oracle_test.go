@@ -55,7 +55,7 @@ func randomMatches(r *rand.Rand, most int) []Match {
 			m.Key = []string{pick(r, []string{"x-a", "x-b", "x-forwarded-for"})}
 		}
 		if m.On == RequestClaim {
-			m.Key = []string{"group"}
+			m.Key = pick(r, [][]string{{"group"}, {"realm", "roles"}, {"realm"}, {"group", "x"}})
 		}
 		for range r.IntN(3) {
 			m.Values = append(m.Values, pick(r, words[m.On]))
@@ -113,7 +113,10 @@ func randomAttempt(r *rand.Rand) *Attempt {
 	if r.IntN(2) == 0 {
 		t.Request.Token = &Token{
 			Issuer: pick(r, []string{"iss", "https://iss"}), Subject: pick(r, []string{"sub", "bus"}), Audiences: []string{pick(r, []string{"a", "bc"})}, Presenter: "p",
-			Claims: map[string]any{"group": pick(r, []any{"x", "xyz", 7, nil})},
+			Claims: map[string]any{
+				"group": pick(r, []any{"x", "xyz", 7, nil, []any{"y", "x"}, []any{7, true}, map[string]any{"x": "x"}}),
+				"realm": map[string]any{"roles": pick(r, []any{"x", []any{}, []any{"a", "xy"}, map[string]any{}})},
+			},
 		}
 	}
 	return t

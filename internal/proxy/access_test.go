@@ -360,34 +360,38 @@ func TestAccessStore(t *testing.T) {
 		return xds.Resource{Name: ns + "/" + name, Body: body(&policy.AuthorizationPolicy{Namespace: ns, Name: name, Scope: scope, Rules: []policy.Rule{{}}})}
 	}
 	s := newAccessStore("shop/web")
+	build := func(own *workload.Workload, trustDomains []string) *policy.Access {
+		access, _ := s.build(own, trustDomains)
+		return access
+	}
 	for _, r := range []xds.Resource{make1("shop", "a", policy.Namespace), make1("bank", "b", policy.Namespace), make1("bank", "c", policy.Workloads), make1("root", "m", policy.Mesh), make1("root", "selected", policy.MeshWorkloads)} {
-		if err := s.put(r); err != nil {
+		if err := s.putPolicy(r); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(s.known) != 3 {
-		t.Errorf("kept %v, want those of the namespace and the mesh", s.known)
+	if len(s.policies.known) != 3 {
+		t.Errorf("kept %v, want those of the namespace and the mesh", s.policies.known)
 	}
-	a := s.build(own, []string{"cluster.local"})
-	if a.Pending() != "" || s.build(own, []string{"cluster.local"}) != a {
+	a := build(own, []string{"cluster.local"})
+	if a.Pending() != "" || build(own, []string{"cluster.local"}) != a {
 		t.Errorf("pending %q, or built again without a change", a.Pending())
 	}
-	if err := s.put(make1("bank", "d", policy.Namespace)); err != nil || s.build(own, []string{"cluster.local"}) != a {
+	if err := s.putPolicy(make1("bank", "d", policy.Namespace)); err != nil || build(own, []string{"cluster.local"}) != a {
 		t.Errorf("what concerns others makes a change: %v", err)
 	}
-	if err := s.put(xds.Resource{Name: "shop/a", Body: []byte{0xff}}); err == nil || s.build(own, []string{"cluster.local"}).Pending() != "" {
+	if err := s.putPolicy(xds.Resource{Name: "shop/a", Body: []byte{0xff}}); err == nil || build(own, []string{"cluster.local"}).Pending() != "" {
 		t.Errorf("an unreadable new version takes the old one away: %v", err)
 	}
 	for name, b := range map[string][]byte{"shop/x": {0xff}, "shop/y": {0x12, 4, 's', 'h', 'o', 'p', 0x0a, 1, 'y', 0x18, 1, 0x20, 9}} {
-		if err := s.put(xds.Resource{Name: name, Body: b}); err == nil || s.build(own, nil).Pending() != name {
+		if err := s.putPolicy(xds.Resource{Name: name, Body: b}); err == nil || build(own, nil).Pending() != name {
 			t.Errorf("%s can't be read, concerns us and lets pass: %v", name, err)
 		}
-		s.remove(name)
-		if p := s.build(own, nil).Pending(); p != "" {
+		s.policies.remove(name)
+		if p := build(own, nil).Pending(); p != "" {
 			t.Errorf("%s is gone and still pending: %q", name, p)
 		}
 	}
-	if err := s.put(xds.Resource{Name: "bank/x", Body: []byte{0xff}}); err == nil || s.build(own, nil).Pending() != "" {
+	if err := s.putPolicy(xds.Resource{Name: "bank/x", Body: []byte{0xff}}); err == nil || build(own, nil).Pending() != "" {
 		t.Errorf("what can't be read and doesn't concern us closes the door: %v", err)
 	}
 }
@@ -429,6 +433,12 @@ func TestDeniedIsLoggedOnce(t *testing.T) {
 	}
 }
 
+// worldOf is a world in which this is who may reach the workload.
+func worldOf(access *policy.Access) func() *workload.World {
+	w := &workload.World{Access: access}
+	return func() *workload.World { return w }
+}
+
 // someAccess lets the client in, but not to /admin.
 func someAccess(b *testing.B) *policy.Access {
 	b.Helper()
@@ -442,7 +452,7 @@ func someAccess(b *testing.B) *policy.Access {
 // BenchmarkJudgeRequest is what policy costs a request, reading its head included.
 func BenchmarkJudgeRequest(b *testing.B) {
 	access := someAccess(b)
-	h := &httpRelay{Gate: &gate{Access: func() *policy.Access { return access }, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}}
+	h := &httpRelay{Gate: &gate{World: worldOf(access), Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}}
 	head := []byte("GET /index.html HTTP/1.1\r\nhost: web\r\nuser-agent: curl/8\r\naccept: */*\r\nx-request-id: 00000000-0000-4000-8000-000000000000\r\n\r\n")
 	b.ReportAllocs()
 	for b.Loop() {

@@ -19,7 +19,7 @@ func (in *inbound) attempt() policy.Attempt {
 
 // gate is what the requests of this connection must pass.
 func (in *inbound) gate() *gate {
-	return &gate{Access: func() *policy.Access { return in.p.worlds.world().Access }, Attempt: in.attempt(), OnJudged: in.judgedRequest}
+	return &gate{World: in.p.worlds.world, Attempt: in.attempt(), Now: in.p.cfg.Now, OnJudged: in.judgedRequest, OnRefused: in.refusedRequest}
 }
 
 // admitted reports whether a connection that isn't HTTP may reach the application,
@@ -43,29 +43,32 @@ func (in *inbound) admitted() bool {
 	return j.Allowed
 }
 
-// judgedRequest keeps what policy said of a request. The first that is denied is
-// logged at once, since the connection may last; the others are counted.
+// judgedRequest keeps what policy said of a request.
 func (in *inbound) judgedRequest(j *policy.Judgement, r *policy.Request) {
-	denied := int64(0)
-	in.c.note(func(rec *Record) {
-		rec.judged(j)
-		if !j.Allowed {
-			rec.RequestsDenied++
-			denied = rec.RequestsDenied
-		}
-	})
-	if denied == 0 {
-		return
+	in.c.note(func(rec *Record) { rec.judged(j) })
+	if !j.Allowed {
+		in.refusedRequest(policy.PolicyDenied, because(j, in.p.worlds.world().Access), r)
 	}
-	in.p.metrics.Refused(directionInbound, string(policy.PolicyDenied))
+}
+
+// refusedRequest counts a request that was refused. The first is logged at once,
+// since the connection may last.
+func (in *inbound) refusedRequest(reason policy.Reason, detail string, r *policy.Request) {
+	var denied int64
+	rule := ""
+	in.c.note(func(rec *Record) {
+		rec.RequestsDenied++
+		denied, rule = rec.RequestsDenied, rec.Policy
+	})
+	in.p.metrics.Refused(directionInbound, string(reason))
 	if denied > 1 {
 		return
 	}
 	path, _, _ := bytes.Cut(r.Path, []byte{'?'})
-	in.p.log.Info("request denied", slog.String("reason", string(policy.PolicyDenied)), slog.String("src_addr", in.c.client.RemoteAddr().String()),
-		slog.String("src_identity", in.id.String()), slog.String("dst_addr", in.dst.String()), slog.String("policy", j.Rule),
+	in.p.log.Info("request denied", slog.String("reason", string(reason)), slog.String("src_addr", in.c.client.RemoteAddr().String()),
+		slog.String("src_identity", in.id.String()), slog.String("dst_addr", in.dst.String()), slog.String("policy", rule),
 		slog.String("method", brief(string(r.Method), maxName)), slog.String("path", brief(string(path), maxName)),
-		slog.String("error", because(j, in.p.worlds.world().Access)))
+		slog.String("error", brief(detail, maxError)))
 }
 
 // because says in a sentence why something was denied.

@@ -3,9 +3,15 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
 
+	"podseal.io/podseal/internal/jwt"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/wire"
+	"podseal.io/podseal/internal/workload"
 )
 
 // gate says of each HTTP request of one connection whether it may reach the
@@ -13,9 +19,13 @@ import (
 // The relays of HTTP/1 and HTTP/2 ask it alike. It may be asked by any number of
 // goroutines at a time, and waits when somebody else must be asked.
 type gate struct {
-	Access   func() *policy.Access                        // who may send what, as of now
-	Attempt  policy.Attempt                               // what of it the connection says
-	OnJudged func(j *policy.Judgement, r *policy.Request) // called for each request that a policy said something of; or nil
+	World   func() *workload.World // what is in force now
+	Attempt policy.Attempt         // what the connection says
+	Now     func() time.Time       // that tokens are held against; nil is time.Now
+	// OnJudged is called for each request that an AuthorizationPolicy said something
+	// of, OnRefused for each that was refused before; or nil.
+	OnJudged  func(j *policy.Judgement, r *policy.Request)
+	OnRefused func(reason policy.Reason, detail string, r *policy.Request)
 }
 
 // gatedRequest is one request at the gate. The relay that it belongs to keeps it
@@ -75,14 +85,96 @@ type refusal struct {
 var denied = refusal{Status: 403, Body: accessDenied, Flag: "-"}
 
 // ask reports whether the request may pass, as policy is now (contract 6.9); if
-// not, q.Refusal says what to answer. It returns early when ctx ends.
+// not, q.Refusal says what to answer. From then on q.Request is what the
+// application gets. It returns early when ctx ends.
 //
 // A relay asks, registers the request for changes of policy, and then asks still
 // once, as a change may have come in between.
 func (g *gate) ask(_ context.Context, q *gatedRequest) bool {
 	q.Refusal, q.Edits, q.Reply = nil, nil, nil
 	q.Request.Header, q.Request.Token = q.Fields, nil
-	if q.access = g.Access(); q.access == nil {
+	w := g.World()
+	q.access = w.Access
+	return g.authenticate(w.Authentication, q) && g.judge(q)
+}
+
+// authenticate looks for a token (contract 1.38, 2.60). What only this proxy may
+// tell the application never comes from the client.
+func (g *gate) authenticate(a *policy.Authentication, q *gatedRequest) bool {
+	if a == nil {
+		return true
+	}
+	if key := a.Pending(); key != "" {
+		return g.refuse(q, &denied, policy.PolicyDenied, "RequestAuthentication "+key+" applies and is not known to this proxy yet")
+	}
+	for _, name := range a.Owned() {
+		if _, sent := q.Fields.Field(name); sent {
+			q.edit(headEdit{Name: name})
+		}
+	}
+	if isPreflight(&q.Request) {
+		return true
+	}
+	now := time.Now
+	if g.Now != nil {
+		now = g.Now
+	}
+	known := a.Authenticate(&q.Request, now())
+	if known.Failure != nil {
+		return g.refuse(q, unauthorized(&q.Request, known.Failure), policy.TokenRefused, known.Failure.Error())
+	}
+	q.Request.Token = known.Token
+	for _, name := range known.Remove {
+		q.edit(headEdit{Name: name})
+	}
+	if known.Path != "" {
+		q.edit(headEdit{Name: ":path", Value: known.Path, Put: true})
+	}
+	for _, f := range known.Set {
+		q.edit(headEdit{Name: f.Name, Value: f.Value, Put: true})
+	}
+	return true
+}
+
+// isPreflight reports whether a browser asks what it may send, which it does
+// without the token.
+func isPreflight(r *policy.Request) bool {
+	if string(r.Method) != "OPTIONS" {
+		return false
+	}
+	_, origin := r.Header.Field("origin")
+	_, method := r.Header.Field("access-control-request-method")
+	return origin && method
+}
+
+// unauthorized is the answer to a token that isn't good, as Istio's users know it:
+// 401, or 403 for one that is meant for somebody else, and in which words.
+func unauthorized(r *policy.Request, failure error) *refusal {
+	const longest = 256
+	path, _, _ := bytes.Cut(r.Path, []byte{'?'}) // behind it there may be a token
+	realm := strings.NewReplacer(`"`, "%22", `\`, "%5C").Replace("http://" + string(r.Host) + string(path[:min(len(path), longest)]))
+	status := 401
+	if errors.Is(failure, jwt.ErrAudience) {
+		status = 403
+	}
+	return &refusal{
+		Status: status, Body: failure.Error(), Flag: "-",
+		Header: []headField{{"www-authenticate", `Bearer realm="` + realm + `", error="invalid_token"`}},
+	}
+}
+
+// refuse notes why a request doesn't pass.
+func (g *gate) refuse(q *gatedRequest, answer *refusal, reason policy.Reason, detail string) bool {
+	q.Refusal = answer
+	if g.OnRefused != nil {
+		g.OnRefused(reason, detail, &q.Request)
+	}
+	return false
+}
+
+// judge asks the AuthorizationPolicies.
+func (g *gate) judge(q *gatedRequest) bool {
+	if q.access == nil {
 		return true
 	}
 	q.attempt = g.Attempt
@@ -99,15 +191,17 @@ func (g *gate) ask(_ context.Context, q *gatedRequest) bool {
 }
 
 // open reports whether ask lets every request pass as it is, as policy is now.
-func (g *gate) open() bool { return g.Access() == nil }
+func (g *gate) open() bool {
+	w := g.World()
+	return w.Access == nil && w.Authentication == nil
+}
 
 // waits reports whether ask may have to wait for somebody, as policy is now. If not,
 // the relay of HTTP/2 asks while the other requests of the connection wait.
 func (*gate) waits() bool { return false }
 
-// still reports whether a request that has passed may go on under this policy.
-// Request and Fields must be those that the application got. It changes nothing of
-// q, so it may be called while others read it.
+// still reports whether a request that has passed may go on under this policy. It
+// changes nothing of q, so it may be called while others read it.
 func (g *gate) still(access *policy.Access, q *gatedRequest) bool {
 	if access == q.access || access.Pending() != "" {
 		return true
@@ -115,6 +209,65 @@ func (g *gate) still(access *policy.Access, q *gatedRequest) bool {
 	attempt := g.Attempt
 	attempt.Request = &q.Request
 	return access.Judge(&attempt).Allowed
+}
+
+// edit notes a change, and shows it to whoever looks at the request afterwards.
+func (q *gatedRequest) edit(e headEdit) {
+	q.Edits = append(q.Edits, e)
+	if e.Name == ":path" {
+		q.Request.Path = []byte(e.Value)
+		return
+	}
+	q.Request.Header = &editedFields{q.Fields, q.Edits}
+}
+
+// editedFields are the fields of a request after changes of its head.
+type editedFields struct {
+	fields fieldLister
+	edits  []headEdit
+}
+
+// Field implements policy.Header.
+func (f *editedFields) Field(name string) (value []byte, ok bool) {
+	value, ok = f.fields.Field(name)
+	for i := range f.edits {
+		e := &f.edits[i]
+		if e.Name != name {
+			continue
+		}
+		if !e.Keep {
+			value, ok = nil, false
+		}
+		switch {
+		case e.Put && ok:
+			value = append(append(slices.Clip(value), ','), e.Value...)
+		case e.Put:
+			value, ok = []byte(e.Value), true
+		}
+	}
+	return value, ok
+}
+
+// Each implements fieldLister.
+func (f *editedFields) Each(visit func(name, value []byte) bool) {
+	whole := true
+	f.fields.Each(func(name, value []byte) bool {
+		if !replaces(f.edits, name) {
+			whole = visit(name, value)
+		}
+		return whole
+	})
+	for i := range f.edits {
+		e := &f.edits[i]
+		if e.Put && e.Name != ":path" && whole && !overtaken(f.edits[i+1:], e.Name) {
+			whole = visit([]byte(e.Name), []byte(e.Value))
+		}
+	}
+}
+
+// overtaken reports whether a later edit takes a field away again.
+func overtaken(later []headEdit, name string) bool {
+	return slices.ContainsFunc(later, func(e headEdit) bool { return e.Name == name && !e.Keep })
 }
 
 // editHead returns a head of HTTP/1 with these edits made.

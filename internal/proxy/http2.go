@@ -122,7 +122,7 @@ func (h *http2Handler) Request(r *h2.Request) (*h2.Answer, h2.Ask) {
 			if answer := h.judged(r, q, allowed); answer != nil {
 				return answer
 			}
-			return h.stillAllowed(r, h.gate.Access()) // it may have changed meanwhile
+			return h.stillAllowed(r, h.gate.World().Access) // it may have changed meanwhile
 		}
 	}
 }

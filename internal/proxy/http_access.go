@@ -53,7 +53,7 @@ func (h *httpRelay) register(head []byte) bool {
 	h.mu.Lock()
 	h.ex.head, h.underWay = head, true
 	h.mu.Unlock()
-	return h.Gate == nil || h.Gate.still(h.Gate.Access(), &h.asked.gatedRequest)
+	return h.Gate == nil || h.Gate.still(h.Gate.World().Access, &h.asked.gatedRequest)
 }
 
 // deny answers a request that may not pass (contract 6.38).

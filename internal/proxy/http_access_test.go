@@ -14,7 +14,7 @@ func TestHTTPDenied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newHTTPRig(t, func(r *httpRig) { r.relay.Gate = &gate{Access: func() *policy.Access { return access }} })
+	r := newHTTPRig(t, func(r *httpRig) { r.relay.Gate = &gate{World: worldOf(access)} })
 	const decorator = "x-envoy-decorator-operation: web.shop.svc.cluster.local:80/*\r\n"
 	head := "HTTP/1.1 403 Forbidden\r\ncontent-length: 19\r\ncontent-type: text/plain\r\n" + r.date() + "server: istio-envoy\r\n"
 	r.send(r.client, "GET /no HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -20,6 +20,7 @@ import (
 
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/workload"
 )
 
 // httpFront listens, and relays each connection to a net/http server.
@@ -355,15 +356,15 @@ func BenchmarkHTTPRelay(b *testing.B) { benchmarkHTTPRelay(b, nil) }
 // BenchmarkHTTPRelayJudged has an ALLOW and a DENY policy in force.
 func BenchmarkHTTPRelayJudged(b *testing.B) {
 	access := someAccess(b)
-	benchmarkHTTPRelay(b, func() *policy.Access { return access })
+	benchmarkHTTPRelay(b, worldOf(access))
 }
 
-func benchmarkHTTPRelay(b *testing.B, access func() *policy.Access) {
+func benchmarkHTTPRelay(b *testing.B, world func() *workload.World) {
 	client, inner := tcpPair(b)
 	toApp, app := tcpPair(b)
 	h := &httpRelay{Client: inner, App: toApp, Decorator: "web.shop.svc.cluster.local:80/*"}
-	if access != nil {
-		h.Gate = &gate{Access: access, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
+	if world != nil {
+		h.Gate = &gate{World: world, Attempt: policy.Attempt{Peer: policy.NewPeer(identity.MustNew("cluster.local", "shop", "client"))}}
 	}
 	var all sync.WaitGroup
 	all.Go(func() { _ = h.serve(context.Background()) })

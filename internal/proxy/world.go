@@ -71,7 +71,9 @@ func (s *worldStore) handle(typeURL string, upserts []xds.Resource, removed []st
 		case typeURL == wire.TypeService:
 			delete(s.services, name)
 		case typeURL == wire.TypeAuthorizationPolicy:
-			s.access.remove(name)
+			s.access.policies.remove(name)
+		case typeURL == wire.TypeRequestAuthentication:
+			s.access.authentications.remove(name)
 		case typeURL == wire.TypeDestinationRule:
 			delete(s.rules, name)
 		case typeURL == wire.TypeServiceEntry:
@@ -128,7 +130,9 @@ func (s *worldStore) put(typeURL string, r xds.Resource) error {
 		}
 		s.mesh = *m
 	case wire.TypeAuthorizationPolicy:
-		return s.access.put(r)
+		return s.access.putPolicy(r)
+	case wire.TypeRequestAuthentication:
+		return s.access.putAuthentication(r)
 	default:
 		return fmt.Errorf("type %q is not one that a proxy asks for", typeURL)
 	}
@@ -146,7 +150,7 @@ func (s *worldStore) swap() {
 		services = append(services, v)
 	}
 	w := workload.NewWorld(s.mesh, workloads, services, slices.Collect(maps.Values(s.rules))...).AddEntries(slices.Collect(maps.Values(s.entries)))
-	w.Access = s.access.build(s.workloads[s.self], s.mesh.TrustDomains)
+	w.Access, w.Authentication = s.access.build(s.workloads[s.self], s.mesh.TrustDomains)
 	s.current.Store(w)
 	s.announce()
 	s.changed(w)
@@ -166,7 +170,11 @@ func (s *worldStore) synced() {
 // announce closes known once all is known that a decision needs. Callers hold mu.
 func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]
-	if !s.ready && !s.unconfirmed && own && s.got[wire.TypeMesh] && s.got[wire.TypeService] && s.got[wire.TypeAuthorizationPolicy] && s.got[wire.TypeDestinationRule] && s.got[wire.TypeServiceEntry] {
+	told := true
+	for _, typeURL := range wire.Types() {
+		told = told && (s.got[typeURL] || typeURL == wire.TypeWorkload) // of which the own one is enough
+	}
+	if !s.ready && !s.unconfirmed && own && told {
 		s.ready = true
 		close(s.known)
 	}

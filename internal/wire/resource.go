@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,14 +23,15 @@ const (
 	TypeService  = "type.googleapis.com/podseal.mesh.v1.Service"  // name: "<namespace>/<name>"
 	TypeMesh     = "type.googleapis.com/podseal.mesh.v1.Mesh"     // name: "mesh"
 
-	TypeAuthorizationPolicy = "type.googleapis.com/podseal.mesh.v1.AuthorizationPolicy" // name: "<namespace>/<name>"
+	TypeAuthorizationPolicy   = "type.googleapis.com/podseal.mesh.v1.AuthorizationPolicy"   // name: "<namespace>/<name>"
+	TypeRequestAuthentication = "type.googleapis.com/podseal.mesh.v1.RequestAuthentication" // likewise
 )
 
 // Types are all types of resources in the order in which they are published and
 // asked for: what holds for all first, rules before what they are about. A proxy is
 // ready once it has been told of each.
 func Types() []string {
-	return []string{TypeMesh, TypeAuthorizationPolicy, TypeDestinationRule, TypeWorkload, TypeService, TypeServiceEntry}
+	return []string{TypeMesh, TypeRequestAuthentication, TypeAuthorizationPolicy, TypeDestinationRule, TypeWorkload, TypeService, TypeServiceEntry}
 }
 
 // maxSeconds is the longest time that a time.Duration holds.
@@ -52,8 +54,9 @@ func AppendWorkload(b []byte, w *workload.Workload) ([]byte, error) {
 		App:               w.App,
 		Version:           w.Version,
 
-		AuthorizationPolicies: w.Policies,
-		DestinationRules:      w.Rules,
+		AuthorizationPolicies:  w.Policies,
+		DestinationRules:       w.Rules,
+		RequestAuthentications: w.Authentications,
 	}
 	if len(w.Modes.Ports) > 0 {
 		m.PortModes = make(map[uint32]meshv1.Mode, len(w.Modes.Ports))
@@ -109,8 +112,9 @@ func workloadFromProto(m *meshv1.Workload) (*workload.Workload, error) {
 		Version:           m.GetVersion(),
 		Rules:             m.GetDestinationRules(),
 		Policies:          m.GetAuthorizationPolicies(),
+		Authentications:   m.GetRequestAuthentications(),
 	}
-	for _, key := range w.Policies {
+	for _, key := range slices.Concat(w.Policies, w.Authentications) {
 		namespace, name, _ := strings.Cut(key, "/")
 		f.resourceName(namespace, name)
 	}

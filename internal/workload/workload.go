@@ -27,6 +27,9 @@ type Workload struct {
 	// Policies are the keys of the AuthorizationPolicies that select it; those of
 	// its whole namespace or the mesh are not among them.
 	Policies []string
+	// Authentications are the keys of the RequestAuthentications that select it,
+	// likewise.
+	Authentications []string
 
 	CanonicalName     string
 	CanonicalRevision string
@@ -106,6 +109,8 @@ type World struct {
 	Mesh Mesh
 	// Access says who may reach the proxy's own workload; nil restricts nothing.
 	Access *policy.Access
+	// Authentication says whose tokens requests to it may have; nil looks for none.
+	Authentication *policy.Authentication
 
 	workloads map[string]*Workload
 	byAddr    map[netip.Addr]*Workload

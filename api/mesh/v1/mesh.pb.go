@@ -326,7 +326,7 @@ func (x AuthorizationPolicy_Scope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Scope.Descriptor instead.
 func (AuthorizationPolicy_Scope) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type AuthorizationPolicy_Effect int32
@@ -378,7 +378,7 @@ func (x AuthorizationPolicy_Effect) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Effect.Descriptor instead.
 func (AuthorizationPolicy_Effect) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 1}
 }
 
 type AuthorizationPolicy_Attribute int32
@@ -472,7 +472,7 @@ func (x AuthorizationPolicy_Attribute) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Attribute.Descriptor instead.
 func (AuthorizationPolicy_Attribute) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 2}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 2}
 }
 
 type ServiceEntry_Resolution int32
@@ -521,7 +521,7 @@ func (x ServiceEntry_Resolution) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServiceEntry_Resolution.Descriptor instead.
 func (ServiceEntry_Resolution) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // What of a connection's first bytes has the name of its host.
@@ -574,7 +574,7 @@ func (x ServiceEntry_Naming) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServiceEntry_Naming.Descriptor instead.
 func (ServiceEntry_Naming) EnumDescriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{8, 1}
 }
 
 // Workload is a pod as a peer. Resource name: "<namespace>/<pod>".
@@ -601,8 +601,10 @@ type Workload struct {
 	AuthorizationPolicies []string `protobuf:"bytes,16,rep,name=authorization_policies,json=authorizationPolicies,proto3" json:"authorization_policies,omitempty"`
 	// Names of the selective DestinationRules that select it.
 	DestinationRules []string `protobuf:"bytes,20,rep,name=destination_rules,json=destinationRules,proto3" json:"destination_rules,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Keys of the RequestAuthentications of a selective scope that select it.
+	RequestAuthentications []string `protobuf:"bytes,30,rep,name=request_authentications,json=requestAuthentications,proto3" json:"request_authentications,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
@@ -747,6 +749,13 @@ func (x *Workload) GetDestinationRules() []string {
 	return nil
 }
 
+func (x *Workload) GetRequestAuthentications() []string {
+	if x != nil {
+		return x.RequestAuthentications
+	}
+	return nil
+}
+
 // Service is a Kubernetes Service. Resource name: "<namespace>/<name>".
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -847,6 +856,8 @@ type Mesh struct {
 	// Format of the access log; empty is none. A JSON object, or text.
 	AccessLog     string `protobuf:"bytes,30,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
 	AccessLogJson bool   `protobuf:"varint,31,opt,name=access_log_json,json=accessLogJson,proto3" json:"access_log_json,omitempty"`
+	// Whom AuthorizationPolicies of effect CUSTOM may ask, by name.
+	Authorizers   []*Authorizer `protobuf:"bytes,40,rep,name=authorizers,proto3" json:"authorizers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -944,6 +955,190 @@ func (x *Mesh) GetAccessLogJson() bool {
 	return false
 }
 
+func (x *Mesh) GetAuthorizers() []*Authorizer {
+	if x != nil {
+		return x.Authorizers
+	}
+	return nil
+}
+
+// Authorizer answers Envoy's external authorization protocol.
+type Authorizer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The host of a service, and its port.
+	Host          string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Http          bool   `protobuf:"varint,4,opt,name=http,proto3" json:"http,omitempty"` // over HTTP; else gRPC
+	TimeoutMs     int64  `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	FailOpen      bool   `protobuf:"varint,6,opt,name=fail_open,json=failOpen,proto3" json:"fail_open,omitempty"`
+	StatusOnError uint32 `protobuf:"varint,7,opt,name=status_on_error,json=statusOnError,proto3" json:"status_on_error,omitempty"`
+	// Why it can't be asked; then what would be asked is denied.
+	Unusable string `protobuf:"bytes,8,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	// Of the body, 0 is nothing of it.
+	MaxBody     uint32 `protobuf:"varint,9,opt,name=max_body,json=maxBody,proto3" json:"max_body,omitempty"`
+	PartialBody bool   `protobuf:"varint,10,opt,name=partial_body,json=partialBody,proto3" json:"partial_body,omitempty"`
+	BodyAsBytes bool   `protobuf:"varint,11,opt,name=body_as_bytes,json=bodyAsBytes,proto3" json:"body_as_bytes,omitempty"`
+	// HTTP only. Names are exact, or have a star at one end.
+	PathPrefix      string            `protobuf:"bytes,12,opt,name=path_prefix,json=pathPrefix,proto3" json:"path_prefix,omitempty"`
+	CheckHeaders    []string          `protobuf:"bytes,13,rep,name=check_headers,json=checkHeaders,proto3" json:"check_headers,omitempty"`
+	ExtraHeaders    map[string]string `protobuf:"bytes,14,rep,name=extra_headers,json=extraHeaders,proto3" json:"extra_headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	UpstreamHeaders []string          `protobuf:"bytes,15,rep,name=upstream_headers,json=upstreamHeaders,proto3" json:"upstream_headers,omitempty"`
+	DenyHeaders     []string          `protobuf:"bytes,16,rep,name=deny_headers,json=denyHeaders,proto3" json:"deny_headers,omitempty"`
+	AllowHeaders    []string          `protobuf:"bytes,17,rep,name=allow_headers,json=allowHeaders,proto3" json:"allow_headers,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Authorizer) Reset() {
+	*x = Authorizer{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authorizer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authorizer) ProtoMessage() {}
+
+func (x *Authorizer) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authorizer.ProtoReflect.Descriptor instead.
+func (*Authorizer) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Authorizer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Authorizer) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Authorizer) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Authorizer) GetHttp() bool {
+	if x != nil {
+		return x.Http
+	}
+	return false
+}
+
+func (x *Authorizer) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *Authorizer) GetFailOpen() bool {
+	if x != nil {
+		return x.FailOpen
+	}
+	return false
+}
+
+func (x *Authorizer) GetStatusOnError() uint32 {
+	if x != nil {
+		return x.StatusOnError
+	}
+	return 0
+}
+
+func (x *Authorizer) GetUnusable() string {
+	if x != nil {
+		return x.Unusable
+	}
+	return ""
+}
+
+func (x *Authorizer) GetMaxBody() uint32 {
+	if x != nil {
+		return x.MaxBody
+	}
+	return 0
+}
+
+func (x *Authorizer) GetPartialBody() bool {
+	if x != nil {
+		return x.PartialBody
+	}
+	return false
+}
+
+func (x *Authorizer) GetBodyAsBytes() bool {
+	if x != nil {
+		return x.BodyAsBytes
+	}
+	return false
+}
+
+func (x *Authorizer) GetPathPrefix() string {
+	if x != nil {
+		return x.PathPrefix
+	}
+	return ""
+}
+
+func (x *Authorizer) GetCheckHeaders() []string {
+	if x != nil {
+		return x.CheckHeaders
+	}
+	return nil
+}
+
+func (x *Authorizer) GetExtraHeaders() map[string]string {
+	if x != nil {
+		return x.ExtraHeaders
+	}
+	return nil
+}
+
+func (x *Authorizer) GetUpstreamHeaders() []string {
+	if x != nil {
+		return x.UpstreamHeaders
+	}
+	return nil
+}
+
+func (x *Authorizer) GetDenyHeaders() []string {
+	if x != nil {
+		return x.DenyHeaders
+	}
+	return nil
+}
+
+func (x *Authorizer) GetAllowHeaders() []string {
+	if x != nil {
+		return x.AllowHeaders
+	}
+	return nil
+}
+
 type ClientTLS struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Mode              ClientTLSMode          `protobuf:"varint,1,opt,name=mode,proto3,enum=podseal.mesh.v1.ClientTLSMode" json:"mode,omitempty"`
@@ -964,7 +1159,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1171,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1184,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ClientTLS) GetMode() ClientTLSMode {
@@ -1075,7 +1270,7 @@ type TrafficPolicy struct {
 
 func (x *TrafficPolicy) Reset() {
 	*x = TrafficPolicy{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1282,7 @@ func (x *TrafficPolicy) String() string {
 func (*TrafficPolicy) ProtoMessage() {}
 
 func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1295,7 @@ func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficPolicy.ProtoReflect.Descriptor instead.
 func (*TrafficPolicy) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TrafficPolicy) GetTls() *ClientTLS {
@@ -1194,7 +1389,7 @@ type DestinationRule struct {
 
 func (x *DestinationRule) Reset() {
 	*x = DestinationRule{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1401,7 @@ func (x *DestinationRule) String() string {
 func (*DestinationRule) ProtoMessage() {}
 
 func (x *DestinationRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1414,7 @@ func (x *DestinationRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestinationRule.ProtoReflect.Descriptor instead.
 func (*DestinationRule) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DestinationRule) GetName() string {
@@ -1281,20 +1476,22 @@ func (x *DestinationRule) GetPorts() map[uint32]*TrafficPolicy {
 // AuthorizationPolicy says who may reach workloads. Resource name:
 // "<namespace>/<name>".
 type AuthorizationPolicy struct {
-	state         protoimpl.MessageState      `protogen:"open.v1"`
-	Name          string                      `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Namespace     string                      `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Scope         AuthorizationPolicy_Scope   `protobuf:"varint,3,opt,name=scope,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Scope" json:"scope,omitempty"`
-	Effect        AuthorizationPolicy_Effect  `protobuf:"varint,4,opt,name=effect,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Effect" json:"effect,omitempty"`
-	DryRun        bool                        `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	Rules         []*AuthorizationPolicy_Rule `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
+	state     protoimpl.MessageState      `protogen:"open.v1"`
+	Name      string                      `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace string                      `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Scope     AuthorizationPolicy_Scope   `protobuf:"varint,3,opt,name=scope,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Scope" json:"scope,omitempty"`
+	Effect    AuthorizationPolicy_Effect  `protobuf:"varint,4,opt,name=effect,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Effect" json:"effect,omitempty"`
+	DryRun    bool                        `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Rules     []*AuthorizationPolicy_Rule `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
+	// Name of the authorizer that effect CUSTOM asks.
+	Authorizer    string `protobuf:"bytes,30,opt,name=authorizer,proto3" json:"authorizer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuthorizationPolicy) Reset() {
 	*x = AuthorizationPolicy{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1503,7 @@ func (x *AuthorizationPolicy) String() string {
 func (*AuthorizationPolicy) ProtoMessage() {}
 
 func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1516,7 @@ func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AuthorizationPolicy) GetName() string {
@@ -1364,6 +1561,13 @@ func (x *AuthorizationPolicy) GetRules() []*AuthorizationPolicy_Rule {
 	return nil
 }
 
+func (x *AuthorizationPolicy) GetAuthorizer() string {
+	if x != nil {
+		return x.Authorizer
+	}
+	return ""
+}
+
 // ServiceEntry is hosts that are no Services. Resource name:
 // "<namespace>/<name>".
 type ServiceEntry struct {
@@ -1387,7 +1591,7 @@ type ServiceEntry struct {
 
 func (x *ServiceEntry) Reset() {
 	*x = ServiceEntry{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1603,7 @@ func (x *ServiceEntry) String() string {
 func (*ServiceEntry) ProtoMessage() {}
 
 func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1616,7 @@ func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEntry.ProtoReflect.Descriptor instead.
 func (*ServiceEntry) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ServiceEntry) GetName() string {
@@ -1492,6 +1696,76 @@ func (x *ServiceEntry) GetCreatedSeconds() int64 {
 	return 0
 }
 
+// RequestAuthentication says whose tokens the requests to workloads may have.
+// Resource name: "<namespace>/<name>".
+type RequestAuthentication struct {
+	state         protoimpl.MessageState        `protogen:"open.v1"`
+	Name          string                        `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace     string                        `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Scope         AuthorizationPolicy_Scope     `protobuf:"varint,3,opt,name=scope,proto3,enum=podseal.mesh.v1.AuthorizationPolicy_Scope" json:"scope,omitempty"`
+	Rules         []*RequestAuthentication_Rule `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestAuthentication) Reset() {
+	*x = RequestAuthentication{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestAuthentication) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestAuthentication) ProtoMessage() {}
+
+func (x *RequestAuthentication) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestAuthentication.ProtoReflect.Descriptor instead.
+func (*RequestAuthentication) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RequestAuthentication) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RequestAuthentication) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RequestAuthentication) GetScope() AuthorizationPolicy_Scope {
+	if x != nil {
+		return x.Scope
+	}
+	return AuthorizationPolicy_SCOPE_WORKLOADS
+}
+
+func (x *RequestAuthentication) GetRules() []*RequestAuthentication_Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 type Workload_Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        uint32                 `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -1504,7 +1778,7 @@ type Workload_Port struct {
 
 func (x *Workload_Port) Reset() {
 	*x = Workload_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1790,7 @@ func (x *Workload_Port) String() string {
 func (*Workload_Port) ProtoMessage() {}
 
 func (x *Workload_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1845,7 @@ type Service_Port struct {
 
 func (x *Service_Port) Reset() {
 	*x = Service_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1857,7 @@ func (x *Service_Port) String() string {
 func (*Service_Port) ProtoMessage() {}
 
 func (x *Service_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1907,7 @@ type Service_Endpoint struct {
 
 func (x *Service_Endpoint) Reset() {
 	*x = Service_Endpoint{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1919,7 @@ func (x *Service_Endpoint) String() string {
 func (*Service_Endpoint) ProtoMessage() {}
 
 func (x *Service_Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1976,7 @@ type TrafficPolicy_Outlier struct {
 
 func (x *TrafficPolicy_Outlier) Reset() {
 	*x = TrafficPolicy_Outlier{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1988,7 @@ func (x *TrafficPolicy_Outlier) String() string {
 func (*TrafficPolicy_Outlier) ProtoMessage() {}
 
 func (x *TrafficPolicy_Outlier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +2001,7 @@ func (x *TrafficPolicy_Outlier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficPolicy_Outlier.ProtoReflect.Descriptor instead.
 func (*TrafficPolicy_Outlier) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{5, 0}
 }
 
 func (x *TrafficPolicy_Outlier) GetFailures() uint32 {
@@ -1776,7 +2050,7 @@ type TrafficPolicy_Keepalive struct {
 
 func (x *TrafficPolicy_Keepalive) Reset() {
 	*x = TrafficPolicy_Keepalive{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +2062,7 @@ func (x *TrafficPolicy_Keepalive) String() string {
 func (*TrafficPolicy_Keepalive) ProtoMessage() {}
 
 func (x *TrafficPolicy_Keepalive) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +2075,7 @@ func (x *TrafficPolicy_Keepalive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficPolicy_Keepalive.ProtoReflect.Descriptor instead.
 func (*TrafficPolicy_Keepalive) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{4, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{5, 1}
 }
 
 func (x *TrafficPolicy_Keepalive) GetProbes() uint32 {
@@ -1839,7 +2113,7 @@ type AuthorizationPolicy_Rule struct {
 
 func (x *AuthorizationPolicy_Rule) Reset() {
 	*x = AuthorizationPolicy_Rule{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2125,7 @@ func (x *AuthorizationPolicy_Rule) String() string {
 func (*AuthorizationPolicy_Rule) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2138,7 @@ func (x *AuthorizationPolicy_Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy_Rule.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy_Rule) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 0}
 }
 
 func (x *AuthorizationPolicy_Rule) GetFrom() []*AuthorizationPolicy_Matches {
@@ -1904,7 +2178,7 @@ type AuthorizationPolicy_Matches struct {
 
 func (x *AuthorizationPolicy_Matches) Reset() {
 	*x = AuthorizationPolicy_Matches{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2190,7 @@ func (x *AuthorizationPolicy_Matches) String() string {
 func (*AuthorizationPolicy_Matches) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2203,7 @@ func (x *AuthorizationPolicy_Matches) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy_Matches.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy_Matches) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 1}
 }
 
 func (x *AuthorizationPolicy_Matches) GetAll() []*AuthorizationPolicy_Match {
@@ -1952,7 +2226,7 @@ type AuthorizationPolicy_Match struct {
 
 func (x *AuthorizationPolicy_Match) Reset() {
 	*x = AuthorizationPolicy_Match{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2238,7 @@ func (x *AuthorizationPolicy_Match) String() string {
 func (*AuthorizationPolicy_Match) ProtoMessage() {}
 
 func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2251,7 @@ func (x *AuthorizationPolicy_Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy_Match.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy_Match) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{6, 2}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 2}
 }
 
 func (x *AuthorizationPolicy_Match) GetOn() AuthorizationPolicy_Attribute {
@@ -2019,7 +2293,7 @@ type ServiceEntry_Prefix struct {
 
 func (x *ServiceEntry_Prefix) Reset() {
 	*x = ServiceEntry_Prefix{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2305,7 @@ func (x *ServiceEntry_Prefix) String() string {
 func (*ServiceEntry_Prefix) ProtoMessage() {}
 
 func (x *ServiceEntry_Prefix) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2318,7 @@ func (x *ServiceEntry_Prefix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEntry_Prefix.ProtoReflect.Descriptor instead.
 func (*ServiceEntry_Prefix) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 0}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{8, 0}
 }
 
 func (x *ServiceEntry_Prefix) GetAddress() []byte {
@@ -2073,7 +2347,7 @@ type ServiceEntry_Port struct {
 
 func (x *ServiceEntry_Port) Reset() {
 	*x = ServiceEntry_Port{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2359,7 @@ func (x *ServiceEntry_Port) String() string {
 func (*ServiceEntry_Port) ProtoMessage() {}
 
 func (x *ServiceEntry_Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2372,7 @@ func (x *ServiceEntry_Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEntry_Port.ProtoReflect.Descriptor instead.
 func (*ServiceEntry_Port) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 1}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{8, 1}
 }
 
 func (x *ServiceEntry_Port) GetPort() uint32 {
@@ -2146,7 +2420,7 @@ type ServiceEntry_Endpoint struct {
 
 func (x *ServiceEntry_Endpoint) Reset() {
 	*x = ServiceEntry_Endpoint{}
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2432,7 @@ func (x *ServiceEntry_Endpoint) String() string {
 func (*ServiceEntry_Endpoint) ProtoMessage() {}
 
 func (x *ServiceEntry_Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_mesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2445,7 @@ func (x *ServiceEntry_Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEntry_Endpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEntry_Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{7, 2}
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{8, 2}
 }
 
 func (x *ServiceEntry_Endpoint) GetAddress() []byte {
@@ -2216,11 +2490,241 @@ func (x *ServiceEntry_Endpoint) GetIdentity() string {
 	return ""
 }
 
+type RequestAuthentication_Rule struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Issuer    string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Audiences []string               `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// JSON Web Key Set; empty while it can't be fetched.
+	Keys []byte `protobuf:"bytes,3,opt,name=keys,proto3" json:"keys,omitempty"`
+	// What the keys are fetched by; empty if they stand in the object.
+	KeysFrom      string                               `protobuf:"bytes,4,opt,name=keys_from,json=keysFrom,proto3" json:"keys_from,omitempty"`
+	Headers       []*RequestAuthentication_Header      `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"`
+	Params        []string                             `protobuf:"bytes,6,rep,name=params,proto3" json:"params,omitempty"`
+	Cookies       []string                             `protobuf:"bytes,7,rep,name=cookies,proto3" json:"cookies,omitempty"`
+	PayloadHeader string                               `protobuf:"bytes,8,opt,name=payload_header,json=payloadHeader,proto3" json:"payload_header,omitempty"`
+	ClaimHeaders  []*RequestAuthentication_ClaimHeader `protobuf:"bytes,9,rep,name=claim_headers,json=claimHeaders,proto3" json:"claim_headers,omitempty"`
+	Forward       bool                                 `protobuf:"varint,10,opt,name=forward,proto3" json:"forward,omitempty"`
+	Spaced        []string                             `protobuf:"bytes,11,rep,name=spaced,proto3" json:"spaced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestAuthentication_Rule) Reset() {
+	*x = RequestAuthentication_Rule{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestAuthentication_Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestAuthentication_Rule) ProtoMessage() {}
+
+func (x *RequestAuthentication_Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestAuthentication_Rule.ProtoReflect.Descriptor instead.
+func (*RequestAuthentication_Rule) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{9, 0}
+}
+
+func (x *RequestAuthentication_Rule) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *RequestAuthentication_Rule) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *RequestAuthentication_Rule) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *RequestAuthentication_Rule) GetKeysFrom() string {
+	if x != nil {
+		return x.KeysFrom
+	}
+	return ""
+}
+
+func (x *RequestAuthentication_Rule) GetHeaders() []*RequestAuthentication_Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *RequestAuthentication_Rule) GetParams() []string {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+func (x *RequestAuthentication_Rule) GetCookies() []string {
+	if x != nil {
+		return x.Cookies
+	}
+	return nil
+}
+
+func (x *RequestAuthentication_Rule) GetPayloadHeader() string {
+	if x != nil {
+		return x.PayloadHeader
+	}
+	return ""
+}
+
+func (x *RequestAuthentication_Rule) GetClaimHeaders() []*RequestAuthentication_ClaimHeader {
+	if x != nil {
+		return x.ClaimHeaders
+	}
+	return nil
+}
+
+func (x *RequestAuthentication_Rule) GetForward() bool {
+	if x != nil {
+		return x.Forward
+	}
+	return false
+}
+
+func (x *RequestAuthentication_Rule) GetSpaced() []string {
+	if x != nil {
+		return x.Spaced
+	}
+	return nil
+}
+
+type RequestAuthentication_Header struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Prefix        string                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestAuthentication_Header) Reset() {
+	*x = RequestAuthentication_Header{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestAuthentication_Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestAuthentication_Header) ProtoMessage() {}
+
+func (x *RequestAuthentication_Header) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestAuthentication_Header.ProtoReflect.Descriptor instead.
+func (*RequestAuthentication_Header) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{9, 1}
+}
+
+func (x *RequestAuthentication_Header) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RequestAuthentication_Header) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+type RequestAuthentication_ClaimHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        string                 `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Claim         string                 `protobuf:"bytes,2,opt,name=claim,proto3" json:"claim,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestAuthentication_ClaimHeader) Reset() {
+	*x = RequestAuthentication_ClaimHeader{}
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestAuthentication_ClaimHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestAuthentication_ClaimHeader) ProtoMessage() {}
+
+func (x *RequestAuthentication_ClaimHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_api_mesh_v1_mesh_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestAuthentication_ClaimHeader.ProtoReflect.Descriptor instead.
+func (*RequestAuthentication_ClaimHeader) Descriptor() ([]byte, []int) {
+	return file_api_mesh_v1_mesh_proto_rawDescGZIP(), []int{9, 2}
+}
+
+func (x *RequestAuthentication_ClaimHeader) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *RequestAuthentication_ClaimHeader) GetClaim() string {
+	if x != nil {
+		return x.Claim
+	}
+	return ""
+}
+
 var File_api_mesh_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/mesh/v1/mesh.proto\x12\x0fpodseal.mesh.v1\"\xc6\x06\n" +
+	"\x16api/mesh/v1/mesh.proto\x12\x0fpodseal.mesh.v1\"\xff\x06\n" +
 	"\bWorkload\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -2239,7 +2743,8 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x03app\x18\r \x01(\tR\x03app\x12\x18\n" +
 	"\aversion\x18\x0e \x01(\tR\aversion\x125\n" +
 	"\x16authorization_policies\x18\x10 \x03(\tR\x15authorizationPolicies\x12+\n" +
-	"\x11destination_rules\x18\x14 \x03(\tR\x10destinationRules\x1aS\n" +
+	"\x11destination_rules\x18\x14 \x03(\tR\x10destinationRules\x127\n" +
+	"\x17request_authentications\x18\x1e \x03(\tR\x16requestAuthentications\x1aS\n" +
 	"\x0ePortModesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x15.podseal.mesh.v1.ModeR\x05value:\x028\x01\x1a\x9b\x01\n" +
@@ -2266,7 +2771,7 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\bworkload\x18\x04 \x01(\tR\bworkload\x1a:\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xdf\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x9e\x03\n" +
 	"\x04Mesh\x12#\n" +
 	"\rtrust_domains\x18\x01 \x03(\tR\ftrustDomains\x12%\n" +
 	"\x0ecluster_domain\x18\x02 \x01(\tR\rclusterDomain\x12;\n" +
@@ -2277,7 +2782,33 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\x12\x1d\n" +
 	"\n" +
 	"access_log\x18\x1e \x01(\tR\taccessLog\x12&\n" +
-	"\x0faccess_log_json\x18\x1f \x01(\bR\raccessLogJson\"\xd3\x02\n" +
+	"\x0faccess_log_json\x18\x1f \x01(\bR\raccessLogJson\x12=\n" +
+	"\vauthorizers\x18( \x03(\v2\x1b.podseal.mesh.v1.AuthorizerR\vauthorizers\"\x8c\x05\n" +
+	"\n" +
+	"Authorizer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x12\n" +
+	"\x04http\x18\x04 \x01(\bR\x04http\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x05 \x01(\x03R\ttimeoutMs\x12\x1b\n" +
+	"\tfail_open\x18\x06 \x01(\bR\bfailOpen\x12&\n" +
+	"\x0fstatus_on_error\x18\a \x01(\rR\rstatusOnError\x12\x1a\n" +
+	"\bunusable\x18\b \x01(\tR\bunusable\x12\x19\n" +
+	"\bmax_body\x18\t \x01(\rR\amaxBody\x12!\n" +
+	"\fpartial_body\x18\n" +
+	" \x01(\bR\vpartialBody\x12\"\n" +
+	"\rbody_as_bytes\x18\v \x01(\bR\vbodyAsBytes\x12\x1f\n" +
+	"\vpath_prefix\x18\f \x01(\tR\n" +
+	"pathPrefix\x12#\n" +
+	"\rcheck_headers\x18\r \x03(\tR\fcheckHeaders\x12R\n" +
+	"\rextra_headers\x18\x0e \x03(\v2-.podseal.mesh.v1.Authorizer.ExtraHeadersEntryR\fextraHeaders\x12)\n" +
+	"\x10upstream_headers\x18\x0f \x03(\tR\x0fupstreamHeaders\x12!\n" +
+	"\fdeny_headers\x18\x10 \x03(\tR\vdenyHeaders\x12#\n" +
+	"\rallow_headers\x18\x11 \x03(\tR\fallowHeaders\x1a?\n" +
+	"\x11ExtraHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd3\x02\n" +
 	"\tClientTLS\x122\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1e.podseal.mesh.v1.ClientTLSModeR\x04mode\x12\x10\n" +
 	"\x03sni\x18\x02 \x01(\tR\x03sni\x12*\n" +
@@ -2332,14 +2863,17 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"PortsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x124\n" +
-	"\x05value\x18\x02 \x01(\v2\x1e.podseal.mesh.v1.TrafficPolicyR\x05value:\x028\x01\"\xc6\v\n" +
+	"\x05value\x18\x02 \x01(\v2\x1e.podseal.mesh.v1.TrafficPolicyR\x05value:\x028\x01\"\xe6\v\n" +
 	"\x13AuthorizationPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12@\n" +
 	"\x05scope\x18\x03 \x01(\x0e2*.podseal.mesh.v1.AuthorizationPolicy.ScopeR\x05scope\x12C\n" +
 	"\x06effect\x18\x04 \x01(\x0e2+.podseal.mesh.v1.AuthorizationPolicy.EffectR\x06effect\x12\x17\n" +
 	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12?\n" +
-	"\x05rules\x18\x06 \x03(\v2).podseal.mesh.v1.AuthorizationPolicy.RuleR\x05rules\x1a\xdc\x01\n" +
+	"\x05rules\x18\x06 \x03(\v2).podseal.mesh.v1.AuthorizationPolicy.RuleR\x05rules\x12\x1e\n" +
+	"\n" +
+	"authorizer\x18\x1e \x01(\tR\n" +
+	"authorizer\x1a\xdc\x01\n" +
 	"\x04Rule\x12@\n" +
 	"\x04from\x18\x01 \x03(\v2,.podseal.mesh.v1.AuthorizationPolicy.MatchesR\x04from\x12<\n" +
 	"\x02to\x18\x02 \x03(\v2,.podseal.mesh.v1.AuthorizationPolicy.MatchesR\x02to\x12>\n" +
@@ -2427,7 +2961,31 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\vNAMING_HOST\x10\x01\x12\x0e\n" +
 	"\n" +
 	"NAMING_SNI\x10\x02\x12\x11\n" +
-	"\rNAMING_EITHER\x10\x03*N\n" +
+	"\rNAMING_EITHER\x10\x03\"\xde\x05\n" +
+	"\x15RequestAuthentication\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12@\n" +
+	"\x05scope\x18\x03 \x01(\x0e2*.podseal.mesh.v1.AuthorizationPolicy.ScopeR\x05scope\x12A\n" +
+	"\x05rules\x18\x04 \x03(\v2+.podseal.mesh.v1.RequestAuthentication.RuleR\x05rules\x1a\x9a\x03\n" +
+	"\x04Rule\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\fR\x04keys\x12\x1b\n" +
+	"\tkeys_from\x18\x04 \x01(\tR\bkeysFrom\x12G\n" +
+	"\aheaders\x18\x05 \x03(\v2-.podseal.mesh.v1.RequestAuthentication.HeaderR\aheaders\x12\x16\n" +
+	"\x06params\x18\x06 \x03(\tR\x06params\x12\x18\n" +
+	"\acookies\x18\a \x03(\tR\acookies\x12%\n" +
+	"\x0epayload_header\x18\b \x01(\tR\rpayloadHeader\x12W\n" +
+	"\rclaim_headers\x18\t \x03(\v22.podseal.mesh.v1.RequestAuthentication.ClaimHeaderR\fclaimHeaders\x12\x18\n" +
+	"\aforward\x18\n" +
+	" \x01(\bR\aforward\x12\x16\n" +
+	"\x06spaced\x18\v \x03(\tR\x06spaced\x1a4\n" +
+	"\x06Header\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x1a;\n" +
+	"\vClaimHeader\x12\x16\n" +
+	"\x06header\x18\x01 \x01(\tR\x06header\x12\x14\n" +
+	"\x05claim\x18\x02 \x01(\tR\x05claim*N\n" +
 	"\x04Mode\x12\x0e\n" +
 	"\n" +
 	"MODE_UNSET\x10\x00\x12\x10\n" +
@@ -2465,81 +3023,93 @@ func file_api_mesh_v1_mesh_proto_rawDescGZIP() []byte {
 }
 
 var file_api_mesh_v1_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_api_mesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_api_mesh_v1_mesh_proto_goTypes = []any{
-	(Mode)(0),                           // 0: podseal.mesh.v1.Mode
-	(Protocol)(0),                       // 1: podseal.mesh.v1.Protocol
-	(OutboundPolicy)(0),                 // 2: podseal.mesh.v1.OutboundPolicy
-	(ClientTLSMode)(0),                  // 3: podseal.mesh.v1.ClientTLSMode
-	(Balance)(0),                        // 4: podseal.mesh.v1.Balance
-	(AuthorizationPolicy_Scope)(0),      // 5: podseal.mesh.v1.AuthorizationPolicy.Scope
-	(AuthorizationPolicy_Effect)(0),     // 6: podseal.mesh.v1.AuthorizationPolicy.Effect
-	(AuthorizationPolicy_Attribute)(0),  // 7: podseal.mesh.v1.AuthorizationPolicy.Attribute
-	(ServiceEntry_Resolution)(0),        // 8: podseal.mesh.v1.ServiceEntry.Resolution
-	(ServiceEntry_Naming)(0),            // 9: podseal.mesh.v1.ServiceEntry.Naming
-	(*Workload)(nil),                    // 10: podseal.mesh.v1.Workload
-	(*Service)(nil),                     // 11: podseal.mesh.v1.Service
-	(*Mesh)(nil),                        // 12: podseal.mesh.v1.Mesh
-	(*ClientTLS)(nil),                   // 13: podseal.mesh.v1.ClientTLS
-	(*TrafficPolicy)(nil),               // 14: podseal.mesh.v1.TrafficPolicy
-	(*DestinationRule)(nil),             // 15: podseal.mesh.v1.DestinationRule
-	(*AuthorizationPolicy)(nil),         // 16: podseal.mesh.v1.AuthorizationPolicy
-	(*ServiceEntry)(nil),                // 17: podseal.mesh.v1.ServiceEntry
-	nil,                                 // 18: podseal.mesh.v1.Workload.PortModesEntry
-	(*Workload_Port)(nil),               // 19: podseal.mesh.v1.Workload.Port
-	(*Service_Port)(nil),                // 20: podseal.mesh.v1.Service.Port
-	(*Service_Endpoint)(nil),            // 21: podseal.mesh.v1.Service.Endpoint
-	nil,                                 // 22: podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	(*TrafficPolicy_Outlier)(nil),       // 23: podseal.mesh.v1.TrafficPolicy.Outlier
-	(*TrafficPolicy_Keepalive)(nil),     // 24: podseal.mesh.v1.TrafficPolicy.Keepalive
-	nil,                                 // 25: podseal.mesh.v1.DestinationRule.PortsEntry
-	(*AuthorizationPolicy_Rule)(nil),    // 26: podseal.mesh.v1.AuthorizationPolicy.Rule
-	(*AuthorizationPolicy_Matches)(nil), // 27: podseal.mesh.v1.AuthorizationPolicy.Matches
-	(*AuthorizationPolicy_Match)(nil),   // 28: podseal.mesh.v1.AuthorizationPolicy.Match
-	(*ServiceEntry_Prefix)(nil),         // 29: podseal.mesh.v1.ServiceEntry.Prefix
-	(*ServiceEntry_Port)(nil),           // 30: podseal.mesh.v1.ServiceEntry.Port
-	(*ServiceEntry_Endpoint)(nil),       // 31: podseal.mesh.v1.ServiceEntry.Endpoint
-	nil,                                 // 32: podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntry
+	(Mode)(0),                                 // 0: podseal.mesh.v1.Mode
+	(Protocol)(0),                             // 1: podseal.mesh.v1.Protocol
+	(OutboundPolicy)(0),                       // 2: podseal.mesh.v1.OutboundPolicy
+	(ClientTLSMode)(0),                        // 3: podseal.mesh.v1.ClientTLSMode
+	(Balance)(0),                              // 4: podseal.mesh.v1.Balance
+	(AuthorizationPolicy_Scope)(0),            // 5: podseal.mesh.v1.AuthorizationPolicy.Scope
+	(AuthorizationPolicy_Effect)(0),           // 6: podseal.mesh.v1.AuthorizationPolicy.Effect
+	(AuthorizationPolicy_Attribute)(0),        // 7: podseal.mesh.v1.AuthorizationPolicy.Attribute
+	(ServiceEntry_Resolution)(0),              // 8: podseal.mesh.v1.ServiceEntry.Resolution
+	(ServiceEntry_Naming)(0),                  // 9: podseal.mesh.v1.ServiceEntry.Naming
+	(*Workload)(nil),                          // 10: podseal.mesh.v1.Workload
+	(*Service)(nil),                           // 11: podseal.mesh.v1.Service
+	(*Mesh)(nil),                              // 12: podseal.mesh.v1.Mesh
+	(*Authorizer)(nil),                        // 13: podseal.mesh.v1.Authorizer
+	(*ClientTLS)(nil),                         // 14: podseal.mesh.v1.ClientTLS
+	(*TrafficPolicy)(nil),                     // 15: podseal.mesh.v1.TrafficPolicy
+	(*DestinationRule)(nil),                   // 16: podseal.mesh.v1.DestinationRule
+	(*AuthorizationPolicy)(nil),               // 17: podseal.mesh.v1.AuthorizationPolicy
+	(*ServiceEntry)(nil),                      // 18: podseal.mesh.v1.ServiceEntry
+	(*RequestAuthentication)(nil),             // 19: podseal.mesh.v1.RequestAuthentication
+	nil,                                       // 20: podseal.mesh.v1.Workload.PortModesEntry
+	(*Workload_Port)(nil),                     // 21: podseal.mesh.v1.Workload.Port
+	(*Service_Port)(nil),                      // 22: podseal.mesh.v1.Service.Port
+	(*Service_Endpoint)(nil),                  // 23: podseal.mesh.v1.Service.Endpoint
+	nil,                                       // 24: podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	nil,                                       // 25: podseal.mesh.v1.Authorizer.ExtraHeadersEntry
+	(*TrafficPolicy_Outlier)(nil),             // 26: podseal.mesh.v1.TrafficPolicy.Outlier
+	(*TrafficPolicy_Keepalive)(nil),           // 27: podseal.mesh.v1.TrafficPolicy.Keepalive
+	nil,                                       // 28: podseal.mesh.v1.DestinationRule.PortsEntry
+	(*AuthorizationPolicy_Rule)(nil),          // 29: podseal.mesh.v1.AuthorizationPolicy.Rule
+	(*AuthorizationPolicy_Matches)(nil),       // 30: podseal.mesh.v1.AuthorizationPolicy.Matches
+	(*AuthorizationPolicy_Match)(nil),         // 31: podseal.mesh.v1.AuthorizationPolicy.Match
+	(*ServiceEntry_Prefix)(nil),               // 32: podseal.mesh.v1.ServiceEntry.Prefix
+	(*ServiceEntry_Port)(nil),                 // 33: podseal.mesh.v1.ServiceEntry.Port
+	(*ServiceEntry_Endpoint)(nil),             // 34: podseal.mesh.v1.ServiceEntry.Endpoint
+	nil,                                       // 35: podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntry
+	(*RequestAuthentication_Rule)(nil),        // 36: podseal.mesh.v1.RequestAuthentication.Rule
+	(*RequestAuthentication_Header)(nil),      // 37: podseal.mesh.v1.RequestAuthentication.Header
+	(*RequestAuthentication_ClaimHeader)(nil), // 38: podseal.mesh.v1.RequestAuthentication.ClaimHeader
 }
 var file_api_mesh_v1_mesh_proto_depIdxs = []int32{
 	0,  // 0: podseal.mesh.v1.Workload.mode:type_name -> podseal.mesh.v1.Mode
-	18, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
-	19, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
-	20, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
-	21, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
+	20, // 1: podseal.mesh.v1.Workload.port_modes:type_name -> podseal.mesh.v1.Workload.PortModesEntry
+	21, // 2: podseal.mesh.v1.Workload.ports:type_name -> podseal.mesh.v1.Workload.Port
+	22, // 3: podseal.mesh.v1.Service.ports:type_name -> podseal.mesh.v1.Service.Port
+	23, // 4: podseal.mesh.v1.Service.endpoints:type_name -> podseal.mesh.v1.Service.Endpoint
 	2,  // 5: podseal.mesh.v1.Mesh.outbound:type_name -> podseal.mesh.v1.OutboundPolicy
-	3,  // 6: podseal.mesh.v1.ClientTLS.mode:type_name -> podseal.mesh.v1.ClientTLSMode
-	13, // 7: podseal.mesh.v1.TrafficPolicy.tls:type_name -> podseal.mesh.v1.ClientTLS
-	4,  // 8: podseal.mesh.v1.TrafficPolicy.balance:type_name -> podseal.mesh.v1.Balance
-	24, // 9: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
-	23, // 10: podseal.mesh.v1.TrafficPolicy.outlier:type_name -> podseal.mesh.v1.TrafficPolicy.Outlier
-	14, // 11: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
-	25, // 12: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
-	5,  // 13: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
-	6,  // 14: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
-	26, // 15: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
-	29, // 16: podseal.mesh.v1.ServiceEntry.addresses:type_name -> podseal.mesh.v1.ServiceEntry.Prefix
-	30, // 17: podseal.mesh.v1.ServiceEntry.ports:type_name -> podseal.mesh.v1.ServiceEntry.Port
-	8,  // 18: podseal.mesh.v1.ServiceEntry.resolution:type_name -> podseal.mesh.v1.ServiceEntry.Resolution
-	31, // 19: podseal.mesh.v1.ServiceEntry.endpoints:type_name -> podseal.mesh.v1.ServiceEntry.Endpoint
-	0,  // 20: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
-	1,  // 21: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	1,  // 22: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	22, // 23: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
-	14, // 24: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
-	27, // 25: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	27, // 26: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
-	28, // 27: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	28, // 28: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
-	7,  // 29: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
-	1,  // 30: podseal.mesh.v1.ServiceEntry.Port.protocol:type_name -> podseal.mesh.v1.Protocol
-	9,  // 31: podseal.mesh.v1.ServiceEntry.Port.naming:type_name -> podseal.mesh.v1.ServiceEntry.Naming
-	32, // 32: podseal.mesh.v1.ServiceEntry.Endpoint.targets:type_name -> podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntry
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	13, // 6: podseal.mesh.v1.Mesh.authorizers:type_name -> podseal.mesh.v1.Authorizer
+	25, // 7: podseal.mesh.v1.Authorizer.extra_headers:type_name -> podseal.mesh.v1.Authorizer.ExtraHeadersEntry
+	3,  // 8: podseal.mesh.v1.ClientTLS.mode:type_name -> podseal.mesh.v1.ClientTLSMode
+	14, // 9: podseal.mesh.v1.TrafficPolicy.tls:type_name -> podseal.mesh.v1.ClientTLS
+	4,  // 10: podseal.mesh.v1.TrafficPolicy.balance:type_name -> podseal.mesh.v1.Balance
+	27, // 11: podseal.mesh.v1.TrafficPolicy.keepalive:type_name -> podseal.mesh.v1.TrafficPolicy.Keepalive
+	26, // 12: podseal.mesh.v1.TrafficPolicy.outlier:type_name -> podseal.mesh.v1.TrafficPolicy.Outlier
+	15, // 13: podseal.mesh.v1.DestinationRule.policy:type_name -> podseal.mesh.v1.TrafficPolicy
+	28, // 14: podseal.mesh.v1.DestinationRule.ports:type_name -> podseal.mesh.v1.DestinationRule.PortsEntry
+	5,  // 15: podseal.mesh.v1.AuthorizationPolicy.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
+	6,  // 16: podseal.mesh.v1.AuthorizationPolicy.effect:type_name -> podseal.mesh.v1.AuthorizationPolicy.Effect
+	29, // 17: podseal.mesh.v1.AuthorizationPolicy.rules:type_name -> podseal.mesh.v1.AuthorizationPolicy.Rule
+	32, // 18: podseal.mesh.v1.ServiceEntry.addresses:type_name -> podseal.mesh.v1.ServiceEntry.Prefix
+	33, // 19: podseal.mesh.v1.ServiceEntry.ports:type_name -> podseal.mesh.v1.ServiceEntry.Port
+	8,  // 20: podseal.mesh.v1.ServiceEntry.resolution:type_name -> podseal.mesh.v1.ServiceEntry.Resolution
+	34, // 21: podseal.mesh.v1.ServiceEntry.endpoints:type_name -> podseal.mesh.v1.ServiceEntry.Endpoint
+	5,  // 22: podseal.mesh.v1.RequestAuthentication.scope:type_name -> podseal.mesh.v1.AuthorizationPolicy.Scope
+	36, // 23: podseal.mesh.v1.RequestAuthentication.rules:type_name -> podseal.mesh.v1.RequestAuthentication.Rule
+	0,  // 24: podseal.mesh.v1.Workload.PortModesEntry.value:type_name -> podseal.mesh.v1.Mode
+	1,  // 25: podseal.mesh.v1.Workload.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	1,  // 26: podseal.mesh.v1.Service.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	24, // 27: podseal.mesh.v1.Service.Endpoint.targets:type_name -> podseal.mesh.v1.Service.Endpoint.TargetsEntry
+	15, // 28: podseal.mesh.v1.DestinationRule.PortsEntry.value:type_name -> podseal.mesh.v1.TrafficPolicy
+	30, // 29: podseal.mesh.v1.AuthorizationPolicy.Rule.from:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	30, // 30: podseal.mesh.v1.AuthorizationPolicy.Rule.to:type_name -> podseal.mesh.v1.AuthorizationPolicy.Matches
+	31, // 31: podseal.mesh.v1.AuthorizationPolicy.Rule.when:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	31, // 32: podseal.mesh.v1.AuthorizationPolicy.Matches.all:type_name -> podseal.mesh.v1.AuthorizationPolicy.Match
+	7,  // 33: podseal.mesh.v1.AuthorizationPolicy.Match.on:type_name -> podseal.mesh.v1.AuthorizationPolicy.Attribute
+	1,  // 34: podseal.mesh.v1.ServiceEntry.Port.protocol:type_name -> podseal.mesh.v1.Protocol
+	9,  // 35: podseal.mesh.v1.ServiceEntry.Port.naming:type_name -> podseal.mesh.v1.ServiceEntry.Naming
+	35, // 36: podseal.mesh.v1.ServiceEntry.Endpoint.targets:type_name -> podseal.mesh.v1.ServiceEntry.Endpoint.TargetsEntry
+	37, // 37: podseal.mesh.v1.RequestAuthentication.Rule.headers:type_name -> podseal.mesh.v1.RequestAuthentication.Header
+	38, // 38: podseal.mesh.v1.RequestAuthentication.Rule.claim_headers:type_name -> podseal.mesh.v1.RequestAuthentication.ClaimHeader
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_api_mesh_v1_mesh_proto_init() }
@@ -2553,7 +3123,7 @@ func file_api_mesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_mesh_v1_mesh_proto_rawDesc), len(file_api_mesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   23,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
