@@ -312,13 +312,13 @@ func (r *Relay) open(ctx context.Context) {
 			return
 		}
 		r.mu.Lock()
-		r.up.conn = app
+		r.up.use(app)
 		if r.over {
 			reset(app)
 		}
 		r.mu.Unlock()
 	}
-	r.work.Go(func() { r.readUp(ctx) })
+	r.work.Go(r.readUp)
 }
 
 // abort ends both sides at once: each sees RST.

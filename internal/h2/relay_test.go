@@ -20,18 +20,27 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // testHandler is a handler that lets everything pass, unless it is told otherwise.
 type testHandler struct {
+	mu      sync.Mutex
 	request func(r *Request) (*Answer, Ask)
+	done    []string
+}
 
-	mu   sync.Mutex
-	done []string
+// judge sets what is asked of each request.
+func (h *testHandler) judge(f func(r *Request) (*Answer, Ask)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.request = f
 }
 
 func (h *testHandler) Request(r *Request) (*Answer, Ask) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.request != nil {
 		return h.request(r)
 	}
 	return nil, nil
 }
+
 func (*testHandler) Trailers(fields []Field) []Field { return fields }
 func (*testHandler) Response(_ *Request, res *Response) {
 	res.Fields = append(res.Fields, Field{Name: "x-relay", Value: "yes"})

@@ -1,15 +1,20 @@
 package h2
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
-	smallRead = 4 << 10  // held while a connection is quiet
-	largeRead = 64 << 10 // while much comes
-	directRun = 8 << 10  // so much is written from where it was read
+	smallRead = 4 << 10  // held while a connection is quiet that can't be waited for without memory
+	largeRead = 64 << 10 // otherwise
 	queueLen  = 16 << 10 // of a queue, at first
 )
 
@@ -29,7 +34,11 @@ type side struct {
 	small *[smallRead]byte
 	large *[largeRead]byte
 	r, w  int
-	full  bool // the last read filled it
+	full  bool            // the last read filled it
+	raw   syscall.RawConn // of a TCP connection; else nil
+	try   func(fd uintptr) bool
+	n     int // of the read that is going on
+	cause error
 	block []byte
 	parts int   // frames that block is of
 	head  frame // of the head that has begun
@@ -55,10 +64,21 @@ type side struct {
 }
 
 func (s *side) start(pools *Buffers, c Conn, first []byte) {
-	s.pools, s.conn, s.first = pools, c, first
+	s.pools, s.first = pools, first
 	s.window = defaultWindow
+	s.use(c)
 	s.enc.start()
 	s.dec.start()
+}
+
+// use sets the connection, before it is read.
+func (s *side) use(c Conn) {
+	s.conn = c
+	if tcp, ok := c.(*net.TCPConn); ok {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			s.raw, s.try = raw, s.attempt
+		}
+	}
 }
 
 func (s *side) space() []byte {
@@ -81,8 +101,12 @@ func (s *side) take(n int) {
 	}
 }
 
-// fill reads once. While a connection is quiet its buffer is a small one.
+// fill reads once. While nothing comes on a TCP connection it holds no buffer unless
+// part of a frame is in it, and another holds a small one.
 func (s *side) fill() error {
+	if s.raw != nil && len(s.first) == 0 {
+		return s.fillRaw()
+	}
 	if s.large != nil && s.r == s.w && !s.full {
 		s.pools.large.Put(s.large)
 		s.large = nil
@@ -117,6 +141,61 @@ func (s *side) fill() error {
 		return nil // an error comes again
 	}
 	return err //nolint:wrapcheck // callers look for io.EOF
+}
+
+// fillRaw is fill for a TCP connection.
+func (s *side) fillRaw() error {
+	if s.small != nil {
+		s.grow()
+	}
+	if s.r > 0 {
+		s.w = copy(s.space(), s.bytes())
+		s.r = 0
+	}
+	s.n, s.cause = 0, nil
+	s.drop()
+	if err := s.raw.Read(s.try); err != nil {
+		return err //nolint:wrapcheck // callers look for deadlines
+	}
+	s.w += s.n
+	s.received.Add(int64(s.n))
+	switch {
+	case s.n > 0:
+		return nil
+	case s.cause != nil:
+		return s.cause
+	}
+	return io.EOF
+}
+
+// attempt is one try to read.
+func (s *side) attempt(fd uintptr) bool {
+	if s.large == nil {
+		var ok bool
+		if s.large, ok = s.pools.large.Get().(*[largeRead]byte); !ok {
+			s.large = new([largeRead]byte)
+		}
+	}
+	for {
+		n, err := unix.Read(int(fd), s.large[s.w:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			s.drop()
+			return false
+		default:
+			s.n, s.cause = max(n, 0), err
+			return true
+		}
+	}
+}
+
+// drop gives an empty large buffer back.
+func (s *side) drop() {
+	if s.large != nil && s.w == 0 {
+		s.pools.large.Put(s.large)
+		s.large = nil
+	}
 }
 
 func (s *side) grow() {
@@ -207,8 +286,8 @@ func (r *Relay) flush(s *side) {
 }
 
 func (r *Relay) writeRound(s *side) {
-	if len(s.run) > 0 && len(s.run) < directRun && len(s.out) > 0 {
-		s.out = s.room()
+	if len(s.run) > 0 && len(s.out) > 0 && len(s.out)+len(s.run) <= cap(s.out) {
+		s.out = s.room() // copying is cheaper than another write
 	}
 	out, run := s.out, s.run
 	s.out, s.run = nil, nil

@@ -1,15 +1,13 @@
 package h2
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"strconv"
 )
 
 // readUp serves the application until its connection ends.
-func (r *Relay) readUp(context.Context) {
+func (r *Relay) readUp() {
 	for {
 		err := r.up.fill()
 		r.mu.Lock()
@@ -316,37 +314,6 @@ func (r *Relay) appWindow(f *frame) error {
 	return nil
 }
 
-func (r *Relay) appSettings(f *frame) error {
-	u, d := &r.up, &r.down
-	switch {
-	case f.id != 0, f.has(flagAck) && len(f.payload) > 0, len(f.payload)%6 != 0:
-		return broken(protocolError, "SETTINGS")
-	case f.has(flagAck):
-		if u.unacked > 0 {
-			u.unacked--
-			d.out = appendHead(d.room(), 0, frameSettings, flagAck, 0)
-		}
-		return nil
-	}
-	pass, err := u.settings(nil, f.payload)
-	if err != nil {
-		return err
-	}
-	u.heard = true
-	d.unacked++
-	if d.unacked > maxUnacked {
-		return broken(enhanceYourCalm, "the application sends SETTINGS without end")
-	}
-	if !d.greeted {
-		r.greet(append(make([]byte, 0, 64), pass...))
-		return nil
-	}
-	d.out = append(appendHead(d.room(), len(pass), frameSettings, 0, 0), pass...)
-	return nil
-}
-
-const maxUnacked = 1000
-
 // appGoAway passes on that the application serves no more requests than it names,
 // and refuses those that it doesn't serve, so that they can be sent again elsewhere.
 func (r *Relay) appGoAway(f *frame) error {
@@ -355,9 +322,6 @@ func (r *Relay) appGoAway(f *frame) error {
 	}
 	last, code := binary.BigEndian.Uint32(f.payload)&maxStreamID, binary.BigEndian.Uint32(f.payload[4:])
 	r.appClosed = last + 1
-	if code != uint32(noError) {
-		r.err = fmt.Errorf("%w: GOAWAY with code %d", ErrApp, code)
-	}
 	if r.goneAway {
 		return nil
 	}
