@@ -39,6 +39,7 @@ var mayImport = map[string]string{
 	"internal/controlplane":  "internal/dashboard internal/discovery internal/jwt internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain internal/strict",
 	"internal/explain":       "internal/identity internal/policy internal/wire internal/workload",
 	"internal/strict":        "internal/edges",
+	"internal/analysis":      "internal/discovery internal/inject internal/policy internal/settings internal/workload",
 	"internal/proof":         "internal/wire",
 	"internal/edges":         "internal/identity api/report/v1",
 	"internal/report":        "internal/edges api/report/v1",
@@ -50,13 +51,13 @@ var mayImport = map[string]string{
 	"api/mesh/v1":            "",
 	"api/report/v1":          "",
 	"deploy/podseal":         "",
-	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/dashboard internal/ca internal/identity internal/controlplane internal/explain internal/strict internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
+	"cmd/podseal":            "api/deckhouse/v1alpha1 internal/dashboard internal/ca internal/identity internal/controlplane internal/discovery internal/analysis internal/explain internal/strict internal/edges internal/install internal/inject internal/settings internal/proof internal/version",
 	"cmd/podseal-proxy":      "internal/proxy internal/capture internal/cni internal/proof internal/version",
 }
 
 // onlyIn says where an outside package (by prefix) may be imported.
 var onlyIn = map[string]string{
-	"k8s.io/":                        "api/deckhouse/v1alpha1 internal/settings internal/discovery internal/inject internal/controlplane internal/install cmd/podseal",
+	"k8s.io/":                        "api/deckhouse/v1alpha1 internal/settings internal/discovery internal/analysis internal/inject internal/controlplane internal/install cmd/podseal",
 	"sigs.k8s.io/controller-runtime": "internal/controlplane internal/install cmd/podseal",
 	"helm.sh/":                       "internal/install",
 	"istio.io/client-go":             "internal/discovery internal/controlplane internal/install",
@@ -67,7 +68,7 @@ var onlyIn = map[string]string{
 }
 
 // ioFree packages decide: they open nothing and read no clock.
-var ioFree = []string{"internal/identity", "internal/jwt", "internal/policy", "internal/workload", "internal/wire", "internal/accesslog", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict"}
+var ioFree = []string{"internal/identity", "internal/jwt", "internal/policy", "internal/workload", "internal/wire", "internal/accesslog", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict", "internal/analysis"}
 
 // notInProxy is what podseal-proxy must not link: it runs in every pod.
 var notInProxy = []string{"k8s.io/client-go", "k8s.io/api", "sigs.k8s.io/controller-runtime", "helm.sh/", "text/template", "html/template", "golang.org/x/net/trace"}

@@ -5,7 +5,7 @@
 // Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1
 // failed or "no", 2 (of check) installed but not enabled, 64 wrong use of the
 // command line, 65 input that can't be read, 66 no such workload or pod, 69 no
-// control plane, 77 no permission.
+// control plane, 77 no permission, 79 findings of `analyze`.
 package main
 
 import (
@@ -31,6 +31,7 @@ const (
 	exitBadInput     = 65 // EX_DATAERR
 	exitNoInput      = 66 // EX_NOINPUT
 	exitUnavailable  = 69 // EX_UNAVAILABLE
+	exitFindings     = 79 // as istioctl
 	exitNoPermission = 77 // EX_NOPERM
 )
 
@@ -117,6 +118,7 @@ func newRoot(s streams) *cobra.Command {
   podseal status         how is each proxy?
   podseal verify TARGET  is that what is on the wire?
   podseal can A B        may A talk to B, and over what?
+  podseal analyze        what will not work as written?
   podseal strict NS      who would STRICT refuse?
   podseal inject -f F    add the proxy to manifests where no webhook does
   podseal uninstall      remove it`,
@@ -147,6 +149,7 @@ func newRoot(s streams) *cobra.Command {
 		newReportCommand(s, k),
 		newStrictCommand(s, k),
 		newDashboardCommand(s, k),
+		newAnalyzeCommand(s, k),
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)

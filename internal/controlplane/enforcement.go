@@ -62,7 +62,7 @@ func (e *enforcement) conditions(ctx context.Context, verdicts discovery.Verdict
 	states := e.states()
 	out := map[discovery.Key][]condition{}
 	for key, v := range verdicts {
-		if newPolicy(key.Kind) != nil {
+		if slices.Contains(enforceable, key.Kind) {
 			out[key] = append(out[key], enforcedCondition(v, e.governs[key], states[key]))
 		}
 	}
@@ -139,6 +139,9 @@ func resourceOf(key discovery.Key, pod string) (typeURL, name string) {
 		return wire.TypeWorkload, pod
 	}
 }
+
+// enforceable are the kinds of which it is known which proxies are to enforce them.
+var enforceable = []string{discovery.KindPeerAuthentication, discovery.KindAuthorizationPolicy, discovery.KindDestinationRule}
 
 // passedOver are the verdicts of objects that proxies aren't told of.
 var passedOver = []string{discovery.ReasonShadowed, discovery.ReasonNoEffect, discovery.ReasonUnencoded}
