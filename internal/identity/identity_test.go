@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,26 @@ func TestVersions(t *testing.T) { // contract 2.19
 		cs, _, cerr, serr := handshake(t, old, identity.ServerConfig(s, nil, clock))
 		if done := cerr == nil && serr == nil; done != ok || (ok && cs.Version != version) {
 			t.Errorf("version %x: %v, %v", version, cerr, serr)
+		}
+	}
+}
+
+// TestSuites: TLS 1.2 with forward secrecy and authenticated encryption, or not at all
+// (contract 2.20).
+func TestSuites(t *testing.T) {
+	ca := newCA(t)
+	s := ca.snapshot(t, now.Add(time.Hour), web)
+	all := append(tls.CipherSuites(), tls.InsecureCipherSuites()...)
+	for _, suite := range all {
+		if slices.Contains(suite.SupportedVersions, tls.VersionTLS13) {
+			continue
+		}
+		old := identity.ClientConfig(s, s.Credential.ID, "x", nil, clock)
+		old.MaxVersion, old.CipherSuites = tls.VersionTLS12, []uint16{suite.ID}
+		cs, _, cerr, serr := handshake(t, old, identity.ServerConfig(s, nil, clock))
+		want := slices.Contains([]string{"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"}, suite.Name) // the key is ECDSA's
+		if done := cerr == nil && serr == nil; done != want || (done && cs.CipherSuite != suite.ID) {
+			t.Errorf("%s: %v, %v", suite.Name, cerr, serr)
 		}
 	}
 }

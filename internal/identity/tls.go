@@ -33,6 +33,13 @@ var ErrTrustDomain = errors.New("peer is of a foreign trust domain")
 // curves prefers the post-quantum hybrid (design D6).
 var curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256}
 
+// suites are those of TLS 1.2 (contract 2.20) that have forward secrecy. Static RSA,
+// which Envoy has as well, would be the choice of nobody who has these.
+var suites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+}
+
 // ClientConfig is for a handshake with a mesh peer that must be exactly want, in
 // any of the mesh's trust domains (design D11, contract 4.4). The name in sni is sent and not verified: identities are
 // (contract 3.51, B2). minVersion is TLS 1.3 unless the peer is known to need 1.2.
@@ -40,6 +47,7 @@ func ClientConfig(snap *Snapshot, want ID, sni string, alpn []string, now func()
 	cert := snap.Credential.TLS()
 	return &tls.Config{
 		MinVersion:       tls.VersionTLS12,
+		CipherSuites:     suites,
 		CurvePreferences: curves,
 		ServerName:       sni,
 		NextProtos:       alpn,
@@ -92,6 +100,7 @@ func ServerConfig(snap *Snapshot, offered []string, now func() time.Time) *tls.C
 	}
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS12,
+		CipherSuites:           suites,
 		CurvePreferences:       curves,
 		Certificates:           []tls.Certificate{*snap.Credential.TLS()},
 		NextProtos:             alpn,

@@ -78,7 +78,7 @@ func (m *testMesh) logging(t *testing.T) {
 	m.world.Mesh.AccessLog = workload.AccessLog{Format: string(b), JSON: true}
 }
 
-// TestAccessLogHTTP: contract 7.10, 7.12 and 6.40.
+// TestAccessLogHTTP: contract 2.31, 6.40, 7.10 and 7.12.
 func TestAccessLogHTTP(t *testing.T) {
 	var inside, outside lineLog
 	p := newPairWith(t, policy.HTTP, func(c *net.TCPConn) {
