@@ -68,6 +68,7 @@ func TestE2E(t *testing.T) {
 		{"a change of policy is in force within a second", testPolicyLatency},
 		{"edges: who talks to whom, and how", testEdges},
 		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
+		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
 		{"uninstall leaves nothing", testUninstall},

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -31,6 +32,7 @@ const port = 7000
 // mesh is a cluster with Podseal, and the pods between which is measured.
 type mesh struct {
 	kube    client.WithWatch
+	logs    kubernetes.Interface
 	local   walkthrough.Local
 	servers map[string]*corev1.Pod // by namespace
 	clients map[string]*corev1.Pod
@@ -51,6 +53,9 @@ func newMesh(ctx context.Context, o Options, local walkthrough.Local) (*mesh, er
 	cfg.QPS, cfg.Burst = 200, 400 // the client must not be what is measured
 	m := &mesh{local: local, servers: map[string]*corev1.Pod{}, clients: map[string]*corev1.Pod{}}
 	if m.kube, err = client.NewWithWatch(cfg, client.Options{}); err != nil {
+		return nil, fmt.Errorf("prepare a client: %w", err)
+	}
+	if m.logs, err = kubernetes.NewForConfig(cfg); err != nil {
 		return nil, fmt.Errorf("prepare a client: %w", err)
 	}
 	if err := m.enable(ctx); err != nil {
