@@ -66,6 +66,8 @@ func TestE2E(t *testing.T) {
 		{"probes are rewritten and work under STRICT", testProbes},
 		{"port-level and workload-level modes", testPortModes},
 		{"a change of policy is in force within a second", testPolicyLatency},
+		{"every kind of address", testAddresses},
+		{"ServiceEntry, a Secret for TLS, RegistryOnly", testServiceEntries},
 		{"edges: who talks to whom, and how", testEdges},
 		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
 		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
