@@ -135,6 +135,8 @@ func resourceOf(key discovery.Key, pod string) (typeURL, name string) {
 		return wire.TypeAuthorizationPolicy, key.Namespace + "/" + key.Name
 	case discovery.KindDestinationRule:
 		return wire.TypeDestinationRule, key.Namespace + "/" + key.Name
+	case discovery.KindServiceEntry:
+		return wire.TypeServiceEntry, key.Namespace + "/" + key.Name
 	default: // modes are part of what is told of the pod
 		return wire.TypeWorkload, pod
 	}

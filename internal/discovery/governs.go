@@ -10,17 +10,19 @@ import (
 
 // Governs lists by object the running pods of the mesh, "<namespace>/<name>", that
 // are to carry it out: of a PeerAuthentication and an AuthorizationPolicy those that
-// it holds for, of a DestinationRule those whose connections it may be about.
+// it holds for, of a DestinationRule and a ServiceEntry those whose connections it
+// may be about.
 func Governs(c Cluster) map[Key][]string {
 	verdicts := Verdicts{}
 	peers, access, rules := buildPolicies(c, verdicts), buildAccess(c, verdicts), buildRules(c, verdicts)
+	entries := buildEntries(c, verdicts)
 	out := map[Key][]string{}
 	for _, pod := range c.Pods {
 		if terminal(pod) || !InMesh(pod) {
 			continue
 		}
 		name := pod.Namespace + "/" + pod.Name
-		for _, key := range slices.Concat(peers.following(pod), access.holding(pod), rules.about(pod)) {
+		for _, key := range slices.Concat(peers.following(pod), access.holding(pod), rules.about(pod), entries.about(pod)) {
 			out[key] = append(out[key], name)
 		}
 	}
@@ -51,6 +53,17 @@ func (s *accessSet) holding(pod *corev1.Pod) []Key {
 			if g.policy.Applies(s.root, pod.Namespace, pod.Labels) {
 				out = append(out, g.key())
 			}
+		}
+	}
+	return out
+}
+
+// about are the ServiceEntries that are exported to a pod.
+func (s *entrySet) about(pod *corev1.Pod) []Key {
+	var out []Key
+	for i := range s.all {
+		if x := s.all[i].entry; x.ExportedTo(pod.Namespace) {
+			out = append(out, Key{KindServiceEntry, x.Namespace, x.Name})
 		}
 	}
 	return out
