@@ -311,6 +311,26 @@ func TestUnknownFields(t *testing.T) {
 	}
 }
 
+// TestOlderProxies: what a proxy that knows nothing newer than unusable makes of a
+// rule is still safe: it takes the rule, and refuses what it can't carry out.
+func TestOlderProxies(t *testing.T) {
+	b, err := AppendDestinationRule(nil, &workload.DestinationRule{
+		Namespace: "shop", Name: "db", Host: "*", ExportTo: []string{"*"}, Created: time.Unix(0, 0),
+		Policy: &workload.TrafficPolicy{Balance: workload.SourceHash, TLS: &workload.ClientTLS{Mode: workload.TLSMutual, Credential: "c"}},
+		Ports:  map[uint16]workload.TrafficPolicy{80: {Balance: workload.Passthrough}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &meshv1.DestinationRule{}
+	if err := proto.Unmarshal(b, m); err != nil {
+		t.Fatal(err)
+	}
+	if m.GetPolicy().GetBalance() != 0 || m.GetPorts()[80].GetBalance() != 0 || m.GetPolicy().GetTls().GetUnusable() == "" {
+		t.Errorf("%v", m)
+	}
+}
+
 // FuzzParseResource: what parses encodes, and that encoding parses to the same.
 func FuzzParseResource(f *testing.F) {
 	w, _ := AppendWorkload(nil, fullWorkload())
