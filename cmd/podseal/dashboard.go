@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"podseal.io/podseal/internal/analysis"
 	"podseal.io/podseal/internal/controlplane"
 	"podseal.io/podseal/internal/dashboard"
 	"podseal.io/podseal/internal/edges"
@@ -57,7 +58,14 @@ func (o *dashboardOptions) run(ctx context.Context, s streams, k *kube) error {
 	if err != nil {
 		return err
 	}
-	d := &dashboardServer{look: l, again: func(ctx context.Context) (*looker, error) { return k.look(ctx, io.Discard) }, key: rand.Text(), hooks: l.hooks(ctx)}
+	d := &dashboardServer{look: l, again: func(ctx context.Context) (*looker, error) { return k.look(ctx, io.Discard) }, key: rand.Text(), hooks: l.hooks(ctx), analyze: func(ctx context.Context) ([]analysis.Message, error) {
+		o := analyzeOptions{all: true}
+		in, err := o.input(ctx, streams{in: s.in, out: io.Discard, err: io.Discard}, k)
+		if err != nil {
+			return nil, err
+		}
+		return analysis.Analyze(*in), nil
+	}}
 	defer d.close()
 	if _, err := d.data(ctx); err != nil { // whether it may be seen is said here, not in the browser
 		return err
@@ -109,7 +117,15 @@ type dashboardServer struct {
 	look *looker
 
 	hooks map[string]bool // what the API server calls
+
+	analyze  func(context.Context) ([]analysis.Message, error)
+	findings []analysis.Message // as of analyzed
+	why      error              // there are none
+	analyzed time.Time
 }
+
+// findingsEvery is how often the cluster is looked through for findings.
+const findingsEvery = 30 * time.Second
 
 // strictWindow is how far back the way to STRICT looks.
 const strictWindow = 24 * time.Hour
@@ -183,6 +199,7 @@ type dashboardData struct {
 	Edges         edges.Graph              `json:"edges"`
 	NotObserved   []string                 `json:"not_observed"`
 	Strict        strict.Report            `json:"strict"`
+	Findings      []analysis.Message       `json:"findings,omitempty"`
 	FindingsError string                   `json:"findings_error,omitempty"`
 }
 
@@ -204,6 +221,16 @@ func (d *dashboardServer) data(ctx context.Context) (*dashboardData, error) {
 		return nil, err
 	}
 	doc := &dashboardData{Replicas: v.Replica, Time: v.Now, Pods: v.Pods, Proxies: v.Proxies, Edges: edges.Build(v.Edges), NotObserved: []string{}}
+	if time.Since(d.analyzed) > findingsEvery {
+		d.findings, d.why = d.analyze(ctx)
+		d.analyzed = time.Now()
+	}
+	doc.Findings = d.findings
+	if d.why != nil {
+		doc.FindingsError = d.why.Error()
+	} else if doc.Findings == nil {
+		doc.Findings = []analysis.Message{}
+	}
 	doc.Strict = strict.Judge(controlplane.StrictInput(v, strictWindow, d.hooks), func(string, string) bool { return true })
 	told := map[string]bool{}
 	for i := range v.Edges {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"podseal.io/podseal/internal/analysis"
 	"podseal.io/podseal/internal/controlplane"
 	"podseal.io/podseal/internal/dashboard"
 	"podseal.io/podseal/internal/edges"
@@ -75,7 +77,12 @@ func serveDashboard(t *testing.T, v *controlplane.View) *dashboardServer {
 		_ = json.NewEncoder(w).Encode(v)
 	}))
 	t.Cleanup(plane.Close)
-	d := &dashboardServer{key: "secret", look: &looker{
+	d := &dashboardServer{key: "secret", analyze: func(context.Context) ([]analysis.Message, error) {
+		if len(v.Pods) > 100 {
+			return nil, errors.New("forbidden")
+		}
+		return []analysis.Message{{Code: "IST0101", Level: analysis.Error, Kind: "AuthorizationPolicy", Namespace: "team-1", Name: "web", Text: "selects <nothing>"}}, nil
+	}, look: &looker{
 		replicas: []replica{{"istiod-1", plane.URL, plane.Client()}}, token: "good", tokenEnds: time.Now().Add(time.Hour), closed: make(chan struct{}), told: map[string]bool{}, notes: os.Stderr,
 	}}
 	front := httptest.NewServer(d)
@@ -140,7 +147,8 @@ func TestDashboardInABrowser(t *testing.T) {
 		{small, "table", []string{"svc-7", "mutual TLS", `class="plaintext"`, "&lt;img src=x"}},
 		{small, "strict", []string{"old/&lt;img src=x", ">no-go<", ">go<", "24 h"}},
 		{small, "certificates", []string{"Good for", "60 min", "SYNCED"}},
-		{small, "findings", []string{"could not be had"}},
+		{small, "findings", []string{"IST0101", "AuthorizationPolicy", "selects &lt;nothing&gt;", "<b class=\"mixed\">1</b> findings"}},
+		{large, "findings", []string{"could not be had: forbidden"}},
 		{small, "workload/team-1%2Fsvc-1", []string{"cluster.local/ns/team-1/sa/svc-1", "PERMISSIVE", "Callers", "Calls"}},
 		{large, "graph", []string{"2001 workloads"}},
 		{large, "table", []string{"Show 500 more"}},

@@ -148,6 +148,8 @@ function drawCertificates(main) {
   ]));
 }
 
+const objectName = (f) => `${f.kind} ${f.namespace ? f.namespace + '/' : ''}${f.name}`;
+
 function drawFindings(main) {
   if (!data.findings) { main.append(make('p', {}, 'The findings could not be had: ' + (data.findings_error || 'the control plane does not tell') + '.')); return; }
   const { has } = wanted();
@@ -155,10 +157,10 @@ function drawFindings(main) {
   main.append(...table('What will not work as written, or wants a look', [
     { key: 'secured', name: 'Level', value: (f) => rank.indexOf(f.level.toLowerCase()) },
     { key: 'code', name: 'Code', value: (f) => f.code },
-    { key: 'object', name: 'Object', value: (f) => f.object },
+    { key: 'object', name: 'Object', value: objectName },
     { key: 'message', name: 'What', value: (f) => f.message },
-  ], data.findings.filter((f) => has(f.object, f.namespace || '')), (f) => [
-    make('td', { class: f.level.toLowerCase() === 'error' ? 'plaintext' : f.level.toLowerCase() === 'warning' ? 'mixed' : '' }, f.level), td(f.code), td(f.object), td(f.message),
+  ], data.findings.filter((f) => has(f.name, f.namespace || '')), (f) => [
+    make('td', { class: f.level.toLowerCase() === 'error' ? 'plaintext' : f.level.toLowerCase() === 'warning' ? 'mixed' : '' }, f.level), td(f.code), td(objectName(f)), td(f.message),
   ]));
 }
 
