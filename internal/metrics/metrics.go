@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -81,6 +82,7 @@ type Set struct {
 	registry *prometheus.Registry
 
 	opened, closed, sent, received *prometheus.CounterVec
+	tcp                            sync.Map // Labels → *TCP; as many as there are series, which stay anyway
 	requests                       *prometheus.CounterVec
 	durations                      *prometheus.HistogramVec
 	requestSizes, responseSizes    *prometheus.HistogramVec
@@ -158,8 +160,13 @@ type TCP struct{ opened, closed, sent, received prometheus.Counter }
 
 // TCP resolves the counters of a connection and counts it as opened.
 func (s *Set) TCP(l Labels) *TCP {
-	v := l.values()
-	t := &TCP{s.opened.WithLabelValues(v...), s.closed.WithLabelValues(v...), s.sent.WithLabelValues(v...), s.received.WithLabelValues(v...)}
+	known, _ := s.tcp.Load(l)
+	t, ok := known.(*TCP)
+	if !ok {
+		v := l.values()
+		t = &TCP{s.opened.WithLabelValues(v...), s.closed.WithLabelValues(v...), s.sent.WithLabelValues(v...), s.received.WithLabelValues(v...)}
+		s.tcp.Store(l, t)
+	}
 	t.opened.Inc()
 	return t
 }

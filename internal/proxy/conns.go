@@ -133,6 +133,10 @@ func (c *conn) over(t *tunnel) {
 	c.tunnel = t
 }
 
+// reused reports whether the handshake was an earlier connection's. Whoever sets the
+// connection up may ask.
+func (c *conn) reused() bool { return c.tunnel != nil && c.tunnel.streams.Load() > 1 }
+
 // left is the tunnel that the connection has left behind, or nil. It is known when
 // close has been called.
 func (c *conn) left() *tunnel {

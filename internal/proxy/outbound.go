@@ -165,8 +165,8 @@ func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Worklo
 	c.carry = func() {
 		first := c.first
 		c.first = nil // it isn't kept
-		if t := c.tunnel; t != nil && t.streams.Load() > 1 {
-			defer watchAnswer(c, t)()
+		if c.reused() {
+			defer watchAnswer(c, c.tunnel)()
 		}
 		p.relay(c, c.client, toServer, first, nil)
 		if t := c.left(); t != nil {

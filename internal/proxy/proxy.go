@@ -381,29 +381,36 @@ func (p *proxy) accepted(ctx context.Context, raw *net.TCPConn, direction string
 
 // serve sets a connection up, which takes a deep stack, and leaves it to a new
 // goroutine to carry it: a stack that has grown would stay so for as long as the
-// connection lasts, and most of what an idle one takes is stacks.
+// connection lasts, and most of what an idle one takes is stacks. Without a
+// handshake it is not so deep. The connections that follow over the same tunnel are
+// served too, one after the other.
 func (p *proxy) serve(ctx context.Context, c *conn) {
-	switch {
-	case c.direction == directionOutbound:
-		p.serveOutbound(ctx, c)
-	case c.tunnel != nil:
-		p.serveStream(ctx, c)
-	default:
-		p.serveInbound(ctx, c)
+	for ; c != nil; c = p.over(ctx, c) {
+		switch {
+		case c.direction == directionOutbound:
+			p.serveOutbound(ctx, c)
+		case c.tunnel != nil:
+			p.serveStream(ctx, c)
+		default:
+			p.serveInbound(ctx, c)
+		}
+		switch {
+		case c.carry == nil:
+		case c.reused():
+			c.carry()
+		default:
+			p.handlers.Go(func() {
+				c.carry()
+				p.serve(ctx, p.over(ctx, c))
+			})
+			return
+		}
 	}
-	if c.carry == nil {
-		p.over(ctx, c)
-		return
-	}
-	p.handlers.Go(func() {
-		c.carry()
-		p.over(ctx, c)
-	})
 }
 
-// over ends what serve has begun, and waits for the next connection over the tunnel
-// that this one has left behind.
-func (p *proxy) over(ctx context.Context, c *conn) {
+// over ends what serve has begun. It returns the next connection over the tunnel that
+// this one has left behind, for which it waits, or nil.
+func (p *proxy) over(ctx context.Context, c *conn) *conn {
 	for _, f := range slices.Backward(c.atEnd) {
 		f()
 	}
@@ -411,12 +418,11 @@ func (p *proxy) over(ctx context.Context, c *conn) {
 	p.conns.remove(c)
 	p.metrics.Open(c.direction).Dec()
 	p.finish(ctx, c)
-	if c.direction == directionInbound {
-		c.carry, c.atEnd = nil, nil // they aren't kept
-		if next := p.next(ctx, c.left()); next != nil {
-			p.serve(ctx, next)
-		}
+	if c.direction == directionOutbound {
+		return nil
 	}
+	c.carry, c.atEnd = nil, nil // they aren't kept
+	return p.next(ctx, c.left())
 }
 
 // finish leaves the connection's record.
@@ -434,6 +440,12 @@ func (p *proxy) finish(ctx context.Context, c *conn) {
 // ownWorkload waits until the world is known: a proxy that knows no policy yet
 // must neither let anything in nor send anything out in plaintext.
 func (p *proxy) ownWorkload(ctx context.Context) (*workload.Workload, error) {
+	select {
+	case <-p.worlds.known:
+		own, _ := p.worlds.own()
+		return own, nil
+	default:
+	}
 	timer := time.NewTimer(worldTimeout)
 	defer timer.Stop()
 	select {

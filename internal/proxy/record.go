@@ -81,7 +81,11 @@ type Record struct {
 
 // log writes the record as one line.
 func (r *Record) log(ctx context.Context, log *slog.Logger) {
-	attrs := make([]slog.Attr, 0, 32)
+	if !log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	var room [40]slog.Attr
+	attrs := room[:0]
 	text := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.Attr{Key: key, Value: slog.StringValue(value)})
@@ -128,7 +132,9 @@ func (r *Record) log(ctx context.Context, log *slog.Logger) {
 	text("dry_run_policy", r.DryRunPolicy)
 	text("reason", string(r.Reason))
 	text("error", r.Error)
-	log.LogAttrs(ctx, slog.LevelInfo, "connection", attrs...)
+	line := slog.NewRecord(time.Now(), slog.LevelInfo, "connection", 0) // where in the program says nothing, and takes time
+	line.AddAttrs(attrs...)
+	_ = log.Handler().Handle(ctx, line) // as slog.Logger does
 }
 
 // brief cuts a text to at most n bytes, and copies what it cuts so that the rest
