@@ -13,7 +13,7 @@ const idleAfter = 30 * time.Second
 // what they hold when they are quiet. It is collected once none came for burstOver.
 const (
 	burst     = 256 // connections
-	burstOver = time.Second
+	burstOver = 500 * time.Millisecond
 )
 
 // Spare is what a proxy can do without for now.
@@ -51,16 +51,16 @@ func (p *proxy) tellIdle(ctx context.Context) {
 	defer tick.Stop()
 	defer quiet.Stop()
 	quiet.Stop()
-	var total uint64 // when quiet was set
+	var before work // when quiet was set
 	for {
 		select {
 		case <-p.conns.burst:
-			total = p.conns.work().total
+			before = p.conns.work()
 			quiet.Reset(burstOver)
 		case <-quiet.C:
 			now := p.conns.work()
-			if now.total != total {
-				total = now.total
+			if now.total != before.total {
+				before = now
 				quiet.Reset(burstOver)
 				continue
 			}

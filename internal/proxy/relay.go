@@ -36,25 +36,50 @@ type stream interface {
 // Invariants: each direction ends by itself (FIN, or close_notify and FIN); an
 // error of one side is seen by the other as RST, never as an orderly end.
 func (p *proxy) relay(c *conn, client, server stream, fromClient, fromServer []byte) {
-	idle := max(cmp.Or(c.idle, p.idleTimeout()), leastIdle)
+	r := &relaying{p: p, c: c, client: client, server: server, fromClient: fromClient, fromServer: fromServer}
+	r.idle = max(cmp.Or(c.idle, p.idleTimeout()), leastIdle)
 	c.progress.Store(time.Now().UnixNano())
-	watchdog := p.watchIdle(c, idle)
-	defer watchdog()
+	r.run(p.watchIdle(c, r.idle))
+}
 
-	var there sync.WaitGroup
-	there.Go(func() {
-		if c.lookFirst {
-			c.look()
-		}
-		if err := p.direction(server, client, fromClient, idle, c.moved(&c.received)); err != nil {
-			c.cut(relayReason(err), fmt.Errorf("client to server: %w", err))
-		}
-	})
-	if err := p.direction(client, server, fromServer, idle, c.moved(&c.sent)); err != nil {
-		c.cut(relayReason(err), fmt.Errorf("server to client: %w", err))
+// relaying is a relay. What its two goroutines need is here and not on their
+// stacks, which are the larger part of what an idle connection holds: beyond
+// 1.2 kB they would be twice as large.
+type relaying struct {
+	p                      *proxy
+	c                      *conn
+	client, server         stream
+	fromClient, fromServer []byte // read already
+	idle                   time.Duration
+	there                  sync.WaitGroup
+}
+
+func (r *relaying) run(stop func()) {
+	r.there.Go(r.toServer)
+	r.toClient()
+	r.there.Wait()
+	stop()
+	r.c.close()
+}
+
+func (r *relaying) toServer() {
+	if r.c.lookFirst {
+		r.c.look()
 	}
-	there.Wait()
-	c.close()
+	if err := r.p.direction(r.server, r.client, &r.fromClient, r.idle, r.c.moved(&r.c.received)); err != nil {
+		r.failed("client to server", err)
+	}
+}
+
+func (r *relaying) toClient() {
+	if err := r.p.direction(r.client, r.server, &r.fromServer, r.idle, r.c.moved(&r.c.sent)); err != nil {
+		r.failed("server to client", err)
+	}
+}
+
+//go:noinline
+func (r *relaying) failed(where string, err error) {
+	r.c.cut(relayReason(err), fmt.Errorf("%s: %w", where, err))
 }
 
 // moved returns a function that counts bytes of one direction.
@@ -66,12 +91,14 @@ func (c *conn) moved(count interface{ Add(int64) int64 }) func(n int) {
 }
 
 // direction carries one direction to its end and then ends it at dst.
-func (p *proxy) direction(dst, src stream, first []byte, idle time.Duration, moved func(n int)) error {
-	if len(first) > 0 {
-		if _, err := dst.Write(first); err != nil {
+// What first points to goes before, and is then forgotten.
+func (p *proxy) direction(dst, src stream, first *[]byte, idle time.Duration, moved func(n int)) error {
+	if len(*first) > 0 {
+		if _, err := dst.Write(*first); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
-		moved(len(first))
+		moved(len(*first))
+		*first = nil
 	}
 	d, plainDst := dst.(*net.TCPConn)
 	s, plainSrc := src.(*net.TCPConn)

@@ -23,7 +23,12 @@ const mergeBelow = 2 << 10
 // each write it calls moved with the number of bytes. While it waits for src it
 // holds no buffer.
 func (p *Pool) Copy(dst io.Writer, src io.Reader, moved func(n int)) error {
-	_, err := p.copy(dst, src, math.MaxInt64, moved)
+	var err error
+	if s, ok := src.(*Conn); ok && s.records != nil {
+		_, err = s.records.in.copyTo(dst, math.MaxInt64, moved)
+	} else {
+		_, err = p.source(src, math.MaxInt64).copyTo(dst, moved)
+	}
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -34,31 +39,28 @@ func (p *Pool) Copy(dst io.Writer, src io.Reader, moved func(n int)) error {
 // io.ErrUnexpectedEOF. It also returns how many bytes it took from src, of which
 // those that dst didn't take are lost.
 func (p *Pool) CopyN(dst io.Writer, src io.Reader, n int64, moved func(n int)) (taken int64, err error) {
-	taken, err = p.copy(dst, src, n, moved)
+	if s, ok := src.(*Conn); ok && s.records != nil {
+		taken, err = s.records.in.copyTo(dst, n, moved)
+	} else {
+		taken, err = p.source(src, n).copyTo(dst, moved)
+	}
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return taken, err
 }
 
-// copy returns io.EOF when src ends before n bytes.
-func (p *Pool) copy(dst io.Writer, src io.Reader, n int64, moved func(n int)) (taken int64, err error) {
-	if s, ok := src.(*Conn); ok && s.records != nil {
-		return s.records.in.copyTo(dst, n, moved)
-	}
+// source is where a copy of at most n bytes reads plaintext.
+func (p *Pool) source(src io.Reader, n int64) *source {
 	from := &source{pool: p, left: n, top: sixteen}
 	if s, ok := src.(*net.TCPConn); ok {
-		if from.raw, err = s.SyscallConn(); err != nil {
-			return 0, readError(err)
+		if raw, err := s.SyscallConn(); err == nil { // it never fails on a connection that was made
+			from.raw, from.try = raw, from.attempt
+			return from
 		}
-		from.try = from.attempt
-	} else {
-		from.src, from.top = src, one
 	}
-	if d, ok := dst.(*Conn); ok && d.records != nil {
-		return from.copyTo(d.records.out.send, moved)
-	}
-	return from.copyTo(func(b *buffer, n int) error { return writeSlots(dst, b, n) }, moved)
+	from.src, from.top = src, one
+	return from
 }
 
 func readError(err error) error {
@@ -200,9 +202,12 @@ type source struct {
 	cause error
 }
 
-// copyTo reads and hands buffers to send, until the end (io.EOF), an error or
-// enough.
-func (s *source) copyTo(send func(b *buffer, n int) error, moved func(n int)) (taken int64, err error) {
+// copyTo reads and sends, until the end (io.EOF), an error or enough.
+func (s *source) copyTo(dst io.Writer, moved func(n int)) (taken int64, err error) {
+	var records *records
+	if d, ok := dst.(*Conn); ok {
+		records = d.records
+	}
 	for s.left > 0 {
 		if err := s.fill(); err != nil {
 			return taken, readError(err)
@@ -211,7 +216,7 @@ func (s *source) copyTo(send func(b *buffer, n int) error, moved func(n int)) (t
 		s.left -= int64(n)
 		taken += int64(n)
 		s.pace.begin(s.buf.class)
-		err := send(s.buf, n)
+		err := s.send(dst, records, n)
 		s.pace.end(s.buf.class)
 		s.giveBack()
 		if err != nil {
@@ -220,6 +225,14 @@ func (s *source) copyTo(send func(b *buffer, n int) error, moved func(n int)) (t
 		moved(n)
 	}
 	return taken, nil
+}
+
+// send sends what is in the buffer, as records if there are any.
+func (s *source) send(dst io.Writer, r *records, n int) error {
+	if r != nil {
+		return r.out.send(s.buf, n)
+	}
+	return writeSlots(dst, s.buf, n)
 }
 
 // fill reads once into a buffer and waits if nothing is there.
