@@ -13,6 +13,7 @@ import (
 	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/workload"
 )
 
@@ -49,6 +50,8 @@ type conn struct {
 	kept   bool           // the tunnel outlives this connection, and is no longer its business
 	checks []checkFunc
 	drain  func() // asks the client to send no more on this connection; or nil
+
+	encrypted atomic.Pointer[tlsconn.Conn] // the side that TLS protects, once it does
 
 	carry func()   // what is left to do once the connection is set up: see proxy.serve
 	atEnd []func() // what is done last, in reverse order
@@ -310,6 +313,25 @@ func (s *conns) work() work {
 		w.moved += c.sent.Load() + c.received.Load()
 	}
 	return w
+}
+
+// mayRest says which side has something to give back while it is quiet.
+func (c *conn) mayRest(s stream) {
+	if t, ok := s.(*tlsconn.Conn); ok {
+		c.encrypted.Store(t)
+	}
+}
+
+// rest has the connections that have been quiet since then give back what they
+// can make again.
+func (s *conns) rest(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		if t := c.encrypted.Load(); t != nil && c.progress.Load() < since.UnixNano() {
+			t.Rest()
+		}
+	}
 }
 
 // all returns the open connections, oldest first.

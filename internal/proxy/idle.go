@@ -64,10 +64,12 @@ func (p *proxy) tellIdle(ctx context.Context) {
 				quiet.Reset(burstOver)
 				continue
 			}
+			p.conns.rest(time.Now().Add(-burstOver))
 			p.cfg.OnIdle(SpareGarbage)
 			collected, since = now, 0
 		case <-tick.C:
 			now := p.conns.work()
+			p.conns.rest(time.Now().Add(-idleAfter))
 			if now == seen {
 				since++
 				what := SpareProgram

@@ -39,6 +39,8 @@ func (p *proxy) relay(c *conn, client, server stream, fromClient, fromServer []b
 	r := &relaying{p: p, c: c, client: client, server: server, fromClient: fromClient, fromServer: fromServer}
 	r.idle = max(cmp.Or(c.idle, p.idleTimeout()), leastIdle)
 	c.progress.Store(time.Now().UnixNano())
+	c.mayRest(client)
+	c.mayRest(server)
 	r.run(p.watchIdle(c, r.idle))
 }
 

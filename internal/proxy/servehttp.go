@@ -63,6 +63,7 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 		}
 		return policy.None
 	})
+	in.c.mayRest(client)
 	in.c.carry = func() { in.ended(h.serve(ctx)) }
 }
 

@@ -13,7 +13,7 @@ import (
 
 // idleBudget is what an idle relay may hold: the connection's keys and state, two
 // goroutines, and the peer's certificate. Sockets are the kernel's.
-const idleBudget = 14 << 10
+const idleBudget = 12 << 10
 
 // inUse is what the heap and stacks hold.
 func inUse() uint64 {
@@ -33,7 +33,7 @@ func TestIdleMemory(t *testing.T) {
 	cc, sc := configs(t, "")
 	deadline := time.Now().Add(30 * time.Second)
 	type end struct{ tls, plain, app *net.TCPConn }
-	ends := make([]end, 2*n)
+	ends, conns := make([]end, 2*n), make([]*Conn, 2*n)
 	for i := range ends {
 		if i%2 == 0 {
 			ends[i].tls, ends[i+1].tls = tcpPair(t)
@@ -52,6 +52,7 @@ func TestIdleMemory(t *testing.T) {
 			} else {
 				c, err = p.Server(e.tls, nil, sc.Clone(), deadline)
 			}
+			conns[i] = c
 			up.Done()
 			if err != nil {
 				t.Error(err)
@@ -70,6 +71,9 @@ func TestIdleMemory(t *testing.T) {
 		if _, err := io.CopyN(io.Discard, ends[i+1].app, int64(len(big))); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for _, c := range conns {
+		c.Rest()
 	}
 	each := (inUse() - before) / uint64(len(ends))
 	t.Logf("%d bytes per idle relay", each)

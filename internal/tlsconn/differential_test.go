@@ -85,7 +85,7 @@ func (d *duel) record(typ byte, content []byte, padding int) {
 	rec[0], rec[1], rec[2] = typeData, 3, 3
 	binary.BigEndian.PutUint16(rec[3:], uint16(size))
 	inner := rec[headerLen:]
-	k.aead.Seal(inner[:0], k.current(), inner, rec[:headerLen])
+	k.cipher().Seal(inner[:0], k.current(), inner, rec[:headerLen])
 	k.seq++
 	d.raw(rec[:headerLen+size])
 }
@@ -169,7 +169,7 @@ func (d *duel) answer(from *net.TCPConn, to net.Conn) string {
 		return fmt.Sprint("none: ", err)
 	}
 	var k keys
-	of := d.crafted.records.in.keys
+	of := &d.crafted.records.in.keys
 	if err := k.use(of.suite, bytes.Clone(of.secret)); err != nil {
 		d.tb.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"sync/atomic"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -58,11 +59,28 @@ func (s suite) expand(secret []byte, label string, n int) ([]byte, error) {
 	return hkdf.Expand(s.hash, secret, string(info), n)
 }
 
+// cipher makes the cipher of a traffic secret.
+func (s suite) cipher(secret []byte) (cipher.AEAD, error) {
+	if len(secret) != s.hashLen {
+		return nil, errors.New("traffic secret of a wrong length")
+	}
+	key, err := s.expand(secret, "key", s.keyLen)
+	if err != nil {
+		return nil, fmt.Errorf("derive key: %w", err)
+	}
+	defer clear(key)
+	aead, err := s.aead(key)
+	if err != nil {
+		return nil, fmt.Errorf("make cipher: %w", err)
+	}
+	return aead, nil
+}
+
 // keys protect one direction of a connection (RFC 8446 5.3, 7.2, 7.3).
 type keys struct {
 	suite  suite
-	secret []byte // traffic secret: the next one comes from it
-	aead   cipher.AEAD
+	secret []byte                      // traffic secret: the next one comes from it
+	aead   atomic.Pointer[cipher.AEAD] // nil when it is to be made again: see rest
 	iv     [nonceLen]byte
 	nonce  [nonceLen]byte // scratch: what goes through an interface would be allocated
 	seq    uint64         // of the next record
@@ -70,24 +88,17 @@ type keys struct {
 
 // use derives key and nonces from a traffic secret, which it keeps.
 func (k *keys) use(s suite, secret []byte) error {
-	if len(secret) != s.hashLen {
-		return errors.New("traffic secret of a wrong length")
-	}
-	key, err := s.expand(secret, "key", s.keyLen)
+	aead, err := s.cipher(secret)
 	if err != nil {
-		return fmt.Errorf("derive key: %w", err)
+		return err
 	}
-	defer clear(key)
 	iv, err := s.expand(secret, "iv", nonceLen)
 	if err != nil {
 		return fmt.Errorf("derive nonce: %w", err)
 	}
-	aead, err := s.aead(key)
-	if err != nil {
-		return fmt.Errorf("make cipher: %w", err)
-	}
 	k.forget()
-	k.suite, k.secret, k.aead, k.seq = s, secret, aead, 0
+	k.suite, k.secret, k.seq = s, secret, 0
+	k.aead.Store(&aead)
 	copy(k.iv[:], iv)
 	clear(iv)
 	return nil
@@ -107,7 +118,26 @@ func (k *keys) forget() {
 	clear(k.secret)
 	clear(k.iv[:])
 	clear(k.nonce[:])
-	k.secret, k.aead = nil, nil
+	k.secret = nil
+	k.aead.Store(nil)
+}
+
+// rest gives back the cipher, which takes as much memory as all else of a
+// direction and is made again of the secret when it is needed. It may be called
+// at any time.
+func (k *keys) rest() { k.aead.Store(nil) }
+
+// cipher returns the cipher. The keys must not have been forgotten.
+func (k *keys) cipher() cipher.AEAD {
+	if aead := k.aead.Load(); aead != nil {
+		return *aead
+	}
+	aead, err := k.suite.cipher(k.secret)
+	if err != nil {
+		panic(err) // it could be made of the same secret before; of none nothing may be made
+	}
+	k.aead.Store(&aead)
+	return aead
 }
 
 // current is the nonce of the next record (RFC 8446 5.3).
@@ -127,7 +157,7 @@ func (k *keys) seal(rec []byte, n int, typ byte) int {
 	binary.BigEndian.PutUint16(rec[3:], uint16(size))
 	rec[headerLen+n] = typ
 	inner := rec[headerLen : headerLen+n+1]
-	k.aead.Seal(inner[:0], k.current(), inner, rec[:headerLen])
+	k.cipher().Seal(inner[:0], k.current(), inner, rec[:headerLen])
 	k.seq++
 	return headerLen + size
 }
@@ -139,7 +169,7 @@ func (k *keys) open(dst, rec []byte) ([]byte, error) {
 	if dst == nil {
 		dst = sealed
 	}
-	inner, err := k.aead.Open(dst[:0], k.current(), sealed, rec[:headerLen])
+	inner, err := k.cipher().Open(dst[:0], k.current(), sealed, rec[:headerLen])
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says nothing; callers know what it means
 	}

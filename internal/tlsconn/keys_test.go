@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/hex"
+	"io"
 	"strings"
 	"testing"
 )
@@ -123,4 +124,49 @@ func TestSecretsAreTaken(t *testing.T) {
 	if _, err := s.Write([]byte("CLIENT_TRAFFIC_SECRET_0 00 zz\n")); err == nil {
 		t.Error("what is no secret was taken")
 	}
+}
+
+// A connection that is told to rest while it is busy carries the same bytes.
+func TestRestAtAnyTime(t *testing.T) {
+	client, server := established(t, 0)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				client.Rest()
+				server.Rest()
+			}
+		}
+	}()
+	msg, got := make([]byte, 3000), make([]byte, 3000)
+	for i := range 200 {
+		for j := range msg {
+			msg[j] = byte(i + j)
+		}
+		if _, err := client.Write(msg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(server, got); err != nil || !bytes.Equal(got, msg) {
+			t.Fatalf("message %d: %v", i, err)
+		}
+	}
+	close(stop)
+	<-done
+}
+
+// Of no secret no cipher is made, whatever else has gone wrong.
+func TestNoCipherWithoutSecret(t *testing.T) {
+	client, _ := established(t, 0)
+	k := &client.records.out.keys
+	k.forget()
+	defer func() {
+		if recover() == nil {
+			t.Error("there is one")
+		}
+	}()
+	k.cipher()
 }

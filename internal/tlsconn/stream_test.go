@@ -339,7 +339,7 @@ func TestAfterTheEnd(t *testing.T) {
 	if _, err := client.Write([]byte("x")); !errors.Is(err, errEnded) {
 		t.Errorf("got %v", err)
 	}
-	if client.records.out.keys.aead != nil {
+	if client.records.out.keys.aead.Load() != nil {
 		t.Error("the keys are still there")
 	}
 	for range 2 {

@@ -395,13 +395,13 @@ func FuzzStreams(f *testing.F) {
 			return
 		}
 		s, _ := suiteOf(tls.TLS_AES_128_GCM_SHA256)
-		var sealing, opening keys
+		var sealing keys
 		secret := bytes.Repeat([]byte{1}, s.hashLen)
-		if sealing.use(s, bytes.Clone(secret)) != nil || opening.use(s, bytes.Clone(secret)) != nil {
+		p := &Pool{}
+		r := &reader{pool: p, client: !server, out: &writer{pool: p, err: net.ErrClosed}}
+		if sealing.use(s, bytes.Clone(secret)) != nil || r.keys.use(s, bytes.Clone(secret)) != nil {
 			t.Fatal("keys")
 		}
-		p := &Pool{}
-		r := &reader{pool: p, client: !server, keys: opening, out: &writer{pool: p, err: net.ErrClosed}}
 		r.streams.on = true
 		r.buf = &buffer{mem: make([]byte, 200*300), class: sixteen}
 		var want model

@@ -125,6 +125,15 @@ func (c *Conn) Reset() {
 	_ = c.raw.Close()
 }
 
+// Rest gives back memory that is needed again only when the next bytes come: for
+// connections that have been quiet for a while. It may be called at any time.
+func (c *Conn) Rest() {
+	if c.records != nil {
+		c.records.in.keys.rest()
+		c.records.out.keys.rest()
+	}
+}
+
 // LocalAddr is our end.
 func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
 

@@ -328,10 +328,11 @@ func (c *chain) idle(ctx context.Context, conns int) (f idleFigures, err error) 
 		return f, err
 	}
 	if err = <-ready; err == nil {
-		var after float64
+		var after held
 		if after, err = c.memory(ctx); err == nil {
 			n := float64(len(c.proxies))
-			f = idleFigures{before / n, (after - before) / n / float64(conns)}
+			// Pages of the program come and go, with connections and without.
+			f = idleFigures{before.all / n, (after.anonymous - before.anonymous) / n / float64(conns)}
 		}
 	}
 	close(release)
@@ -339,11 +340,11 @@ func (c *chain) idle(ctx context.Context, conns int) (f idleFigures, err error) 
 }
 
 // memory is that of both proxies when they have settled.
-func (c *chain) memory(ctx context.Context) (float64, error) {
+func (c *chain) memory(ctx context.Context) (held, error) {
 	select {
 	case <-time.After(settle):
 	case <-ctx.Done():
-		return 0, context.Cause(ctx)
+		return held{}, context.Cause(ctx)
 	}
 	return memory(c.pids())
 }

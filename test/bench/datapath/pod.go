@@ -283,25 +283,28 @@ func (t *tail) String() string {
 	return strings.TrimSpace(string(t.b))
 }
 
-// memory is the PSS of processes, in bytes: their own pages, and their share of
-// those that others have as well.
-func memory(pids []int) (float64, error) {
-	var sum float64
+// held is what processes have in memory, in bytes: their own pages and their share
+// of those that others have as well (PSS), and of that what is no page of a file.
+type held struct{ all, anonymous float64 }
+
+func memory(pids []int) (h held, err error) {
 	for _, pid := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
-			return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
+			return h, fmt.Errorf("read the memory of process %d: %w", pid, err)
 		}
-		_, rest, ok := strings.Cut(string(b), "\nPss:")
-		f := strings.Fields(rest)
-		if !ok || len(f) < 2 {
-			return 0, fmt.Errorf("memory of process %d: no PSS", pid)
+		for name, sum := range map[string]*float64{"Pss": &h.all, "Pss_Anon": &h.anonymous} {
+			_, rest, ok := strings.Cut(string(b), "\n"+name+":")
+			f := strings.Fields(rest)
+			if !ok || len(f) < 2 {
+				return h, fmt.Errorf("memory of process %d: no %s", pid, name)
+			}
+			kb, err := strconv.ParseFloat(f[0], 64)
+			if err != nil {
+				return h, fmt.Errorf("memory of process %d: %w", pid, err)
+			}
+			*sum += kb * 1024
 		}
-		kb, err := strconv.ParseFloat(f[0], 64)
-		if err != nil {
-			return 0, fmt.Errorf("memory of process %d: %w", pid, err)
-		}
-		sum += kb * 1024
 	}
-	return sum, nil
+	return h, nil
 }
