@@ -210,3 +210,24 @@ func TestLimitsOfTime(t *testing.T) {
 		}
 	}
 }
+
+// TestPassthroughIsDecidedAnew: where the cluster chooses who answers, it does so for
+// each connection: none is carried by the TLS of an earlier one.
+func TestPassthroughIsDecidedAnew(t *testing.T) {
+	p := newPair(t, policy.TCP, meshtest.Echo)
+	p.service = p.app // its address is dialled as it is
+	s := p.world.Services[0]
+	s.Addresses, s.Ports[0].Port = p.server.Addresses, p.app.Port()
+	s.Endpoints[0].Targets = map[uint16]uint16{p.app.Port(): p.app.Port()}
+	p.world.Rules = append(p.world.Rules, &workload.DestinationRule{
+		Namespace: "shop", Name: "r", Host: s.Hostname, ExportTo: []string{"*"}, Created: time.Unix(0, 0), Policy: &workload.TrafficPolicy{Balance: workload.Passthrough},
+	})
+	p.tell()
+	for range 2 {
+		p.once(t)
+		if r := last(p.clientSide); r.Security != "mutual_tls" || r.Reused || r.Rule != "shop/r" || r.DestinationIdentity != p.server.Identity.String() {
+			t.Errorf("record %+v", r)
+		}
+		p.kept(t, 0)
+	}
+}

@@ -230,6 +230,9 @@ func entryEndpoint(w *workload.World, q question, ref workload.EntryRef, conduct
 	default:
 		r = routeEndpoint(at, peer, conduct, ref.Entry.SubjectAltNames...)
 	}
+	if r.peer != nil && r.peer.UID == "" {
+		r.peer = nil // it is made up
+	}
 	r.service, r.entry, r.host = ref.Ref(), ref, q.name
 	return r
 }

@@ -199,9 +199,11 @@ func (p *proxy) connect(ctx context.Context, c *conn, q question, to routing) (r
 			c.cut(policy.NoIdentity, err)
 			return to, nil, err
 		}
-		if t := p.reopen(c, &to); t != nil {
-			c.over(t)
-			return to, t.raw, nil
+		if !to.anybody {
+			if t := p.reopen(c, &to); t != nil {
+				c.over(t)
+				return to, t.raw, nil
+			}
 		}
 	}
 	server, err := p.dial(ctx, to)
@@ -328,7 +330,8 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 	c.note(f.note)
 	if t := p.newTunnel(encrypted, server, f); t != nil {
 		t.key = keyOfTunnel(&to)
-		encrypted.Keep(func() bool { return p.mayKeep(t) })
+		once := to.anybody
+		encrypted.Keep(func() bool { return !once && p.mayKeep(t) })
 		c.over(t)
 	}
 	p.watchPeer(c, snap, f.state.PeerCertificates, x509.ExtKeyUsageServerAuth)

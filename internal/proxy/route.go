@@ -41,6 +41,7 @@ type routing struct {
 	host     string            // the host that the application named, if that was looked at
 	lacks    lack              // what is to be found out before there is an answer
 	balanced bool              // endpoint was chosen among those of a service
+	anybody  bool              // mesh: the cluster chooses who of the service answers, for each connection anew
 }
 
 // question is what route is asked.
@@ -166,6 +167,7 @@ func routePassthrough(w *workload.World, dst netip.AddrPort, ref workload.Servic
 		}
 		all, found = one, true
 	}
+	all.anybody = true
 	all.endpoint, all.peer, all.want, all.service = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()), nil, identity.ID{}, ref
 	return all, found
 }
