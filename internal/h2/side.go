@@ -16,10 +16,12 @@ const (
 	smallRead = 4 << 10  // held while a connection is quiet that can't be waited for without memory
 	largeRead = 64 << 10 // otherwise
 	queueLen  = 16 << 10 // of a queue, at first
+	longQueue = maxQueue + largeRead
+	queueRoom = 2 << 10 // for what is not the other side's
 )
 
 // Buffers are memory that relays share. The zero value is ready.
-type Buffers struct{ small, large, queues sync.Pool }
+type Buffers struct{ small, large, queues, long sync.Pool }
 
 // side is one of the two connections. Its reader's fields belong to the goroutine
 // that reads it, the others to who holds Relay.mu.
@@ -232,6 +234,15 @@ func (s *side) room() []byte {
 		}
 		s.out = q[:0]
 	}
+	if cap(s.out) == queueLen && len(s.out)+len(s.run)+queueRoom > queueLen {
+		q, ok := s.pools.long.Get().(*[longQueue]byte)
+		if !ok {
+			q = new([longQueue]byte)
+		}
+		short := s.out
+		s.out = append(q[:0], short...)
+		s.recycle(short)
+	}
 	if len(s.run) > 0 {
 		s.out = append(s.out, s.run...)
 		s.run = nil
@@ -240,8 +251,11 @@ func (s *side) room() []byte {
 }
 
 func (s *side) recycle(b []byte) {
-	if cap(b) == queueLen {
+	switch cap(b) {
+	case queueLen:
 		s.pools.queues.Put((*[queueLen]byte)(b[:queueLen]))
+	case longQueue:
+		s.pools.long.Put((*[longQueue]byte)(b[:longQueue]))
 	}
 }
 
