@@ -337,6 +337,16 @@ func TestChecks(t *testing.T) {
 			},
 			[]string{"warning: 1 pod has no proxy, in namespaces of the mesh: new/late", "warning: no control plane is called canary, v1x21, so there is no proxy: namespace old, pod plain/odd"},
 		},
+		"workloads that want to be restarted": {
+			func(h *healthy) {
+				auto := map[string]string{autoUpgradeLabel: "true"}
+				h.more = append(h.more,
+					&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "old", Labels: auto, DeletionTimestamp: new(metav1.Now()), Finalizers: []string{"x"}}},
+					&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", Labels: auto}},
+					&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
+			},
+			[]string{"warning: label istio.deckhouse.io/auto-upgrade has no effect in this version: namespace old, statefulset shop/db"},
+		},
 		"pod that opted out": {
 			func(h *healthy) {
 				h.late = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "out", Labels: map[string]string{injectLabel: "false"}}}
