@@ -255,6 +255,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 			return fmt.Errorf("control plane: %w", err)
 		}
 	}
+	counts.registry.MustRegister(newTruthMetrics(look.view, streams.xds.Peers, time.Now))
 	enforce := &enforcement{cluster: pub.last.Load, each: streams.xds.Each, view: look.view, now: time.Now, log: cfg.Log}
 	return assembleLeader(cfg, mgr, auth, pub, roots, enforce)
 }
