@@ -34,10 +34,6 @@ const (
 	defaultStateFile = "/var/lib/istio/data/world"
 )
 
-// gcPercent trades memory for collections: the heap of a proxy is small and
-// mostly connections, so collecting it often is cheap and keeps the pod small.
-const gcPercent = 50
-
 // ignored are flags of Istio's agent that templates pass and that mean nothing here.
 var ignored = []string{
 	"domain", "proxyComponentLogLevel", "log_output_level", "concurrency", "serviceCluster", "stsPort", "templateFile",
@@ -50,7 +46,7 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	if code >= 0 {
 		return code
 	}
-	debug.SetGCPercent(gcPercent)
+	newCollector().run()
 	out := &lines{w: stdout}
 	cfg.AccessLog = out
 	cfg.Log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))

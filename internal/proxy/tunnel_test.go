@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -437,5 +438,47 @@ func BenchmarkReusedConnection(b *testing.B) {
 		_ = c.CloseWrite()
 		_, _ = c.Read(buf)
 		c.Close()
+	}
+}
+
+// What idle tunnels hold is bounded, both ends together: keys, the peers'
+// certificates, sockets, and at the server the stack of whoever waits.
+func TestIdleTunnelBudget(t *testing.T) {
+	const (
+		many   = 100
+		budget = 40 << 10
+	)
+	p := newPair(t, policy.TCP, meshtest.Echo)
+	p.once(t)
+	p.kept(t, 1)
+	held := func() uint64 {
+		runtime.GC()
+		runtime.GC() // twice: pools keep what they have for one
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc + m.StackInuse
+	}
+	before := held()
+	all := make([]*net.TCPConn, 0, many)
+	for range many + 1 {
+		c := p.dial()
+		exchange(t, c, "x")
+		all = append(all, c)
+	}
+	for _, c := range all {
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if err := ends(t, c); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	clear(all)
+	p.kept(t, many+1)
+	each := (int64(held()) - int64(before)) / many
+	t.Logf("%d bytes for both ends of an idle tunnel", each)
+	if each > budget {
+		t.Errorf("%d bytes for both ends of an idle tunnel, the budget is %d", each, budget)
 	}
 }
