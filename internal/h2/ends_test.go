@@ -497,3 +497,31 @@ func TestTableSize(t *testing.T) {
 		}
 	}
 }
+
+// TestSettingsComeFirst: what the relay says before the application has said
+// anything comes after SETTINGS, and the application's follow.
+func TestSettingsComeFirst(t *testing.T) {
+	r := newRig(t, nil)
+	r.handler.judge(func(*Request) (*Answer, Ask) { return &Answer{Status: 403}, nil })
+	c := r.dial()
+	_ = c.WritePing(false, [8]byte{1})
+	c.get(1, "/")
+	first, err := c.ReadFrame()
+	if s, ok := first.(*http2.SettingsFrame); err != nil || !ok || s.IsAck() {
+		t.Fatalf("first came %v %v", first, err)
+	}
+	_ = c.WriteSettingsAck()
+	expectFrame[*http2.PingFrame](c, nil)
+	if f := expectFrame[*http2.MetaHeadersFrame](c, nil); status(f) != "403" {
+		t.Error(f)
+	}
+	app := r.accept()
+	s := expectFrame(c, func(f *http2.SettingsFrame) bool { return !f.IsAck() })
+	if v, ok := s.Value(http2.SettingMaxConcurrentStreams); !ok || v != maxStreams {
+		t.Error(s)
+	}
+	expectFrame(app, func(f *http2.SettingsFrame) bool { return f.IsAck() }) // of its own, not of the relay's
+	r.handler.judge(nil)
+	c.get(3, "/")
+	expectFrame[*http2.MetaHeadersFrame](app, nil)
+}

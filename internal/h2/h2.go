@@ -193,14 +193,15 @@ const (
 	headTimeout = 30 * time.Second // for the preface, and for a head that has begun
 	lingerTime  = time.Second      // a connection that is to be closed waits so long for the client to read
 
-	maxStreams = 4096      // open at a time on one connection
-	maxHeads   = 4 << 20   // bytes of heads of requests that are open on one connection
-	maxList    = 60 << 10  // bytes of a head: 32 and the two strings for each field (RFC 9113 6.5.2)
-	maxFields  = 100       // of a head
-	maxQueue   = 128 << 10 // bytes that wait to be written to a side
-	maxReplies = 1 << 20   // bytes of replies to what the application sends that it doesn't read
-	maxPending = 1 << 20   // bytes of bodies of requests that aren't decided
-	maxDebt    = 8 << 10
+	maxStreams   = 4096      // open at a time on one connection
+	earlyStreams = 100       // the same before the application has said what it allows
+	maxHeads     = 4 << 20   // bytes of heads of requests that are open on one connection
+	maxList      = 60 << 10  // bytes of a head: 32 and the two strings for each field (RFC 9113 6.5.2)
+	maxFields    = 100       // of a head
+	maxQueue     = 128 << 10 // bytes that wait to be written to a side
+	maxReplies   = 1 << 20   // bytes of replies to what the application sends that it doesn't read
+	maxPending   = 1 << 20   // bytes of bodies of requests that aren't decided
+	maxDebt      = 8 << 10
 )
 
 // Relay serves one connection of a client.
@@ -353,9 +354,6 @@ func (r *Relay) Drain() {
 		return
 	}
 	r.draining = true
-	if !r.down.greeted {
-		return // said when it is
-	}
 	r.announceDrain()
 }
 

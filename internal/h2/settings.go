@@ -16,6 +16,10 @@ func (r *Relay) clientSettings(f *frame) error {
 		return err
 	}
 	if f.has(flagAck) {
+		if d.early {
+			d.early = false
+			return nil
+		}
 		if d.unacked > 0 && !r.dead {
 			d.unacked--
 			r.up.out = appendHead(r.up.room(), 0, frameSettings, flagAck, 0)
@@ -106,9 +110,6 @@ func (r *Relay) greet(pass []byte) {
 	d.greeted = true
 	pass = firstSettings(pass)
 	d.out = append(appendHead(d.room(), len(pass), frameSettings, 0, 0), pass...)
-	if r.draining && !r.goneAway {
-		r.announceDrain()
-	}
 }
 
 // firstSettings adds our own bounds where the application has set none.
@@ -145,6 +146,9 @@ func (r *Relay) appSettings(f *frame) error {
 	pass, err := u.settings(nil, f.payload)
 	if err != nil {
 		return err
+	}
+	if !u.heard && d.greeted {
+		pass = firstSettings(pass)
 	}
 	u.heard = true
 	d.unacked++

@@ -55,6 +55,7 @@ type side struct {
 
 	preface bool // has been read, or said
 	greeted bool // SETTINGS have been sent
+	early   bool // before the application's were known; not yet acknowledged
 	heard   bool // SETTINGS have come
 	unacked int  // SETTINGS passed on to this side that it has not acknowledged
 	connect bool // it takes extended CONNECT; of the application
@@ -233,6 +234,11 @@ func (s *side) room() []byte {
 			q = new([queueLen]byte)
 		}
 		s.out = q[:0]
+	}
+	if !s.client && !s.greeted { // nothing may come before SETTINGS
+		s.greeted, s.early = true, true
+		first := appendSetting(appendSetting(nil, settingMaxStreams, earlyStreams), settingMaxList, maxList)
+		s.out = append(appendHead(s.out, len(first), frameSettings, 0, 0), first...)
 	}
 	if cap(s.out) == queueLen && len(s.out)+len(s.run)+queueRoom > queueLen {
 		q, ok := s.pools.long.Get().(*[longQueue]byte)

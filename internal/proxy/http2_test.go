@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"podseal.io/podseal/internal/h2"
+	"podseal.io/podseal/internal/meshtest"
 	"podseal.io/podseal/internal/policy"
 )
 
@@ -376,5 +377,24 @@ func TestHTTP2Drain(t *testing.T) {
 	r := record(t, p.inside, anyRecord) // the connection has ended
 	if r.Requests != 2 || r.Reason != policy.None {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestTokensHTTP2: tokens are looked at as in HTTP/1 (contract 1.38, 6.29, 6.41).
+func TestTokensHTTP2(t *testing.T) {
+	p := newPair(t, policy.HTTP, http2App(t, echoHead))
+	issuer := meshtest.NewIssuer(t, "https://issuer", "1", "ES256")
+	p.authenticate(policy.TokenRule{Issuer: "https://issuer", Keys: meshtest.KeySet(t, issuer), ClaimHeaders: []policy.ClaimHeader{{Header: "x-user", Claim: "sub"}}})
+	p.enforce(allow("joe", on(policy.RequestPrincipal, "https://issuer/joe")))
+	c := p.http2Client(p.client.Addresses[0], p.service)
+	joe, eve := issuer.Token(map[string]any{"sub": "joe"}), issuer.Token(map[string]any{"sub": "eve"})
+	for token, want := range map[string]int{joe: http.StatusOK, eve: http.StatusForbidden, "x.y.z": http.StatusUnauthorized} {
+		res, body := send2(t, c, http.MethodGet, "/", "Authorization", "Bearer "+token, "X-User", "root")
+		if res.StatusCode != want || want == http.StatusOK && (!strings.Contains(body, "X-User: joe") || strings.Contains(body, "root") || strings.Contains(body, "Authorization")) {
+			t.Errorf("%d %q, want %d", res.StatusCode, body, want)
+		}
+		if want == http.StatusUnauthorized && res.Header.Get("Www-Authenticate") == "" {
+			t.Error(res.Header)
+		}
 	}
 }
