@@ -27,6 +27,7 @@
 //	security.istio.io/{peerauthentications,authorizationpolicies,requestauthentications}/status   patch
 //	networking.istio.io/destinationrules                get list watch
 //	networking.istio.io/destinationrules/status         patch
+//	events, events.k8s.io/events                        create patch
 //	authentication.k8s.io/tokenreviews                  create
 //	authorization.k8s.io/subjectaccessreviews           create
 //	mutatingwebhookconfigurations                       get list watch patch   istio-sidecar-injector only
@@ -263,7 +264,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 // assembleLeader adds what only one replica does.
 func assembleLeader(cfg Config, mgr ctrl.Manager, auth *authority, pub *publisher, roots *rootWriter, enforce *enforcement) error {
 	maker := &rootMaker{client: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, namespace: cfg.Namespace, now: time.Now, random: rand.Reader, log: cfg.Log}
-	status := &statusWriter{client: mgr.GetClient(), verdicts: pub.verdicts, more: enforce.conditions, now: time.Now, log: cfg.Log}
+	status := &statusWriter{client: mgr.GetClient(), verdicts: pub.verdicts, more: enforce.conditions, events: mgr.GetEventRecorder("podseal-control-plane"), now: time.Now, log: cfg.Log}
 	for _, run := range []leaderRunnable{maker.Run, status.Run} {
 		if err := mgr.Add(run); err != nil {
 			return fmt.Errorf("control plane: %w", err)

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/discovery"
@@ -54,6 +57,7 @@ type statusWriter struct {
 	verdicts <-chan discovery.Verdicts
 	// more are further conditions of each object, as they are now; nil without any.
 	more    func(ctx context.Context, verdicts discovery.Verdicts) map[discovery.Key][]condition
+	events  events.EventRecorder // may be nil
 	now     func() time.Time
 	log     *slog.Logger
 	written map[discovery.Key]writing
@@ -138,6 +142,7 @@ func (s *statusWriter) write(ctx context.Context, key discovery.Key, next []cond
 	if err != nil {
 		return false, fmt.Errorf("encode: %w", err)
 	}
+	news := turned(obj, next) // the patch changes obj
 	err = s.client.Status().Patch(ctx, obj, client.RawPatch(types.MergePatchType, patch), fieldOwner)
 	switch {
 	case apierrors.IsConflict(err): // our cache is behind: the next time
@@ -146,7 +151,37 @@ func (s *statusWriter) write(ctx context.Context, key discovery.Key, next []cond
 		return false, fmt.Errorf("patch: %w", err)
 	}
 	s.written[key] = writing{s.now(), generation}
+	for _, c := range news {
+		if s.events != nil {
+			s.events.Eventf(obj, nil, corev1.EventTypeWarning, c.reason, "Enforce", "%s", truncate(c.message, maxNote))
+		}
+	}
 	return true, nil
+}
+
+// toActOn are the reasons that an author should hear of without asking.
+var toActOn = []string{discovery.ReasonInvalid, discovery.ReasonShadowed, discovery.ReasonNoEffect, discovery.ReasonNoProvider, reasonRejected, reasonBroken}
+
+// turned are the conditions that say now, and didn't before, that something is to
+// be done: each of them is one Event.
+func turned(before *unstructured.Unstructured, next []condition) []condition {
+	said := map[string]bool{}
+	have, _, err := unstructured.NestedSlice(before.Object, "status", "conditions")
+	if err == nil {
+		for _, c := range have {
+			old, _ := c.(map[string]any)
+			reason, _ := old["reason"].(string)
+			said[reason] = true
+		}
+	}
+	var out []condition
+	for _, c := range next {
+		if c.status == "False" && slices.Contains(toActOn, c.reason) && !said[c.reason] {
+			said[c.reason] = true
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // withConditions returns the conditions that a policy should have, those of
