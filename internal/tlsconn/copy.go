@@ -115,12 +115,13 @@ func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	defer r.settle()
+	sock := rawConn(dst)
 	for taken < left {
 		pieces, size, err := r.gather(left - taken)
 		taken += int64(size)
 		if size > 0 {
 			r.pace.begin(r.buf.class)
-			werr := writePieces(dst, pieces)
+			werr := r.pool.writePieces(dst, sock, pieces)
 			r.pace.end(r.buf.class)
 			if werr != nil {
 				if left == math.MaxInt64 {
@@ -177,10 +178,9 @@ func (r *reader) gather(most int64) (pieces net.Buffers, size int, err error) {
 	return pieces, size, nil
 }
 
-func writePieces(dst io.Writer, pieces net.Buffers) error {
+func (p *Pool) writePieces(dst io.Writer, sock syscall.RawConn, pieces net.Buffers) error {
 	if len(pieces) == 1 {
-		_, err := dst.Write(pieces[0])
-		return err //nolint:wrapcheck // callers wrap
+		return p.write(dst, sock, pieces[0])
 	}
 	_, err := pieces.WriteTo(dst)
 	return err //nolint:wrapcheck // callers wrap
@@ -232,7 +232,7 @@ func (s *source) send(dst io.Writer, r *records, n int) error {
 	if r != nil {
 		return r.out.send(s.buf, n)
 	}
-	return writeSlots(dst, s.buf, n)
+	return s.pool.writeSlots(dst, s.buf, n)
 }
 
 // fill reads once into a buffer and waits if nothing is there.
@@ -325,7 +325,7 @@ func (c class) plain() int {
 }
 
 // writeSlots writes n bytes that stand in the slots of b as they are.
-func writeSlots(dst io.Writer, b *buffer, n int) error {
+func (p *Pool) writeSlots(dst io.Writer, b *buffer, n int) error {
 	pieces := net.Buffers(b.parts[:0])
 	for i := 0; n > 0; i++ {
 		slot := b.slot(i)
@@ -333,5 +333,5 @@ func writeSlots(dst io.Writer, b *buffer, n int) error {
 		pieces = append(pieces, slot)
 		n -= len(slot)
 	}
-	return writePieces(dst, pieces)
+	return p.writePieces(dst, nil, pieces)
 }

@@ -226,7 +226,7 @@ func (p *Pool) takeOver(u *under, state tls.ConnectionState, client bool) (*reco
 		return nil, fmt.Errorf("tls records: %w", err)
 	}
 	rec := &records{}
-	rec.out = writer{raw: u.TCPConn, pool: p, limit: recordLimit}
+	rec.out = writer{raw: u.TCPConn, sock: sysconn, pool: p, limit: recordLimit}
 	rec.in = reader{raw: sysconn, pool: p, out: &rec.out, client: client}
 	ours, theirs := u.secrets.server, u.secrets.client
 	if client {

@@ -98,6 +98,7 @@ type Pool struct {
 
 	free  [classes]sync.Pool
 	certs certificates
+	quick sync.Pool    // of *quickWrite
 	lent  atomic.Int64 // bytes in large buffers that are in use
 }
 

@@ -156,6 +156,13 @@ func (r *reader) attempt(fd uintptr) bool {
 }
 
 func readNow(fd int, p []byte) (int, error) {
+	if len(p) > 0 && len(p) <= quickLen {
+		n, errno := quickCall(syscall.SYS_READ, uintptr(fd), p)
+		if errno != 0 {
+			return 0, errno
+		}
+		return n, nil
+	}
 	for {
 		n, err := unix.Read(fd, p)
 		if !errors.Is(err, unix.EINTR) {

@@ -18,6 +18,7 @@ var errEnded = errors.New("this direction has been ended")
 // writer is the direction from us to the peer: plaintext in, records out.
 type writer struct {
 	raw  *net.TCPConn
+	sock syscall.RawConn // of raw; nil does as well
 	pool *Pool
 
 	owed  atomic.Bool           // an update, sent before the next record with data (RFC 8446 4.6.3)
@@ -98,7 +99,7 @@ func (w *writer) message(typ byte, content []byte) error {
 // write sends records; after an error the peer may have a part of one, so
 // nothing can follow. Callers hold mu.
 func (w *writer) write(records []byte) error {
-	if _, err := w.raw.Write(records); err != nil {
+	if err := w.pool.write(w.raw, w.sock, records); err != nil {
 		w.err = err
 		w.keys.forget()
 	}
