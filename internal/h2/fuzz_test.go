@@ -184,6 +184,7 @@ func FuzzHead(f *testing.F) {
 		}
 		r := &Relay{byUp: map[uint32]*stream{}}
 		r.up.start(&Buffers{}, newMemory(nil, false), nil)
+		r.up.client = true
 		r.forward(&stream{id: 1, req: req, reqEnded: true}, time.Time{})
 		g := http2.NewFramer(nil, bytes.NewReader(r.up.out))
 		g.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
