@@ -34,6 +34,7 @@
 //	validatingwebhookconfigurations                     get list watch patch   istio-validator-d8-istio only
 //	configmaps                                          create
 //	configmaps                                          get list watch update patch   istio-ca-root-cert only
+//	configmaps                                          get list watch   istio only, of the own namespace
 //
 //	secrets                                             get list watch create
 //	secrets                                             update   istio-ca-secret only
@@ -209,10 +210,14 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	})
 	reviewer := newReviewer(reviewerConfig{Create: reviewThrough(mgr.GetClient()), Now: time.Now})
 	streams := newGRPC(grpcConfig{Authority: auth, Reviewer: reviewer, Store: store, Counts: counts, Log: cfg.Log})
+	mesh, err := newMeshConfig(cfg.REST, cfg.Namespace)
+	if err != nil {
+		return err
+	}
 	var pub *publisher
 	keys := newKeyFetcher(keyFetcherConfig{Reachable: reachable, Changed: func() { pub.kick() }, Now: time.Now, Log: cfg.Log})
 	pub = newPublisher(publisherConfig{
-		Cache: mgr.GetCache(), Authority: auth, Store: store, Namespace: cfg.Namespace, Keys: keys.Keys, Counts: counts, Now: time.Now, Log: cfg.Log,
+		Cache: mgr.GetCache(), Authority: auth, Store: store, Namespace: cfg.Namespace, Keys: keys.Keys, MeshConfig: mesh.Text, Counts: counts, Now: time.Now, Log: cfg.Log,
 	})
 	roots := &rootWriter{client: mgr.GetClient(), authority: auth}
 	counts.observe(auth, streams.xds, streams.report, time.Now)
@@ -223,6 +228,11 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	if err := pub.watch(ctx, mgr.GetCache()); err != nil {
 		return err
 	}
+	seen, err := mesh.watch(ctx, pub.kick)
+	if err != nil {
+		return err
+	}
+	pub.handled = append(pub.handled, seen)
 	// These are read when somebody asks: the first must not wait for a list.
 	for _, obj := range []client.Object{&corev1.Namespace{}, &corev1.ConfigMap{}, &corev1.Node{}} {
 		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
@@ -232,7 +242,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
 	look := &viewer{cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, now: time.Now}
 	hooks := &webhooks{
-		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace, advise: (&adviser{look.view}).warn,
+		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace, meshConfig: mesh.Text, advise: (&adviser{look.view}).warn,
 		params: cfg.InjectParams(native),
 		log:    cfg.Log,
 	}
@@ -243,6 +253,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 		auth.Run,
 		pub.Run,
 		keys.Run,
+		mesh.cache.Start,
 		func(ctx context.Context) error { return streams.serve(ctx, l.grpc) },
 		func(ctx context.Context) error {
 			return serveHTTP(ctx, l.webhook, hooks.handler(), auth.TLSConfig(), cfg.Log)

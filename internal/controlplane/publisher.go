@@ -40,10 +40,12 @@ type publisherConfig struct {
 	Store     *xds.Store
 	Namespace string // the root namespace
 	// Keys says which keys are wanted, and returns those that there are.
-	Keys   func([]discovery.KeySource) map[string]discovery.FetchedKeys
-	Counts *counts
-	Now    func() time.Time
-	Log    *slog.Logger
+	Keys func([]discovery.KeySource) map[string]discovery.FetchedKeys
+	// MeshConfig is the mesh\'s configuration as Istio\'s users know it.
+	MeshConfig func() string
+	Counts     *counts
+	Now        func() time.Time
+	Log        *slog.Logger
 }
 
 // publisher keeps the store equal to the cluster.
@@ -239,7 +241,7 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 	if err != nil {
 		return discovery.Cluster{}, err
 	}
-	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RootNamespace: p.cfg.Namespace, LastGood: p.lastGood}
+	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RootNamespace: p.cfg.Namespace, LastGood: p.lastGood, MeshConfig: p.cfg.MeshConfig()}
 	var (
 		pods     corev1.PodList
 		services corev1.ServiceList

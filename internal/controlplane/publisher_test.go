@@ -48,7 +48,7 @@ func runningPod(ns, name, ip string) *corev1.Pod {
 func noKeys([]discovery.KeySource) map[string]discovery.FetchedKeys { return nil }
 
 func newTestPublisher(a *authority, c client.Reader) *publisher {
-	return newPublisher(publisherConfig{Cache: c, Authority: a, Store: xds.NewStore(), Namespace: testNamespace, Keys: noKeys, Counts: newCounts(), Now: time.Now, Log: quietLog})
+	return newPublisher(publisherConfig{Cache: c, Authority: a, Store: xds.NewStore(), Namespace: testNamespace, Keys: noKeys, MeshConfig: func() string { return "" }, Counts: newCounts(), Now: time.Now, Log: quietLog})
 }
 
 // mode is what the store tells the pod shop/a.

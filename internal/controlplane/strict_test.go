@@ -83,7 +83,7 @@ func TestStrictWarnings(t *testing.T) {
 // Whoever writes STRICT is told whom it refuses, once, and is not kept from it.
 func TestAdmissionOfStrict(t *testing.T) {
 	asked := []string{}
-	h := &webhooks{rootNamespace: testNamespace, counts: newCounts(), authority: readyAuthority(t), log: slog.New(slog.DiscardHandler)}
+	h := &webhooks{rootNamespace: testNamespace, meshConfig: func() string { return "" }, counts: newCounts(), authority: readyAuthority(t), log: slog.New(slog.DiscardHandler)}
 	h.advise = func(_ context.Context, ns string, selector map[string]string) ([]string, error) {
 		asked = append(asked, fmt.Sprint(ns, selector))
 		if ns == "broken" {

@@ -44,6 +44,7 @@ type webhooks struct {
 	roots         *rootWriter
 	counts        *counts
 	rootNamespace string
+	meshConfig    func() string
 	// advise says who would be refused by STRICT, in a namespace or everywhere.
 	advise func(ctx context.Context, namespace string, selector map[string]string) ([]string, error)
 	params inject.Params
@@ -229,7 +230,8 @@ func (h *webhooks) judge(kind string, obj *unstructured.Unstructured) (faults []
 	case discovery.KindPeerAuthentication:
 		faults, warnings = discovery.ValidatePeerAuthentication(obj, h.rootNamespace)
 	case discovery.KindAuthorizationPolicy:
-		faults, warnings = discovery.ValidateAuthorizationPolicy(obj, h.rootNamespace)
+		authorizers, _, _ := discovery.Authorizers(h.meshConfig(), h.clusterDomain())
+		faults, warnings = discovery.ValidateAuthorizationPolicy(obj, h.rootNamespace, authorizers...)
 	case discovery.KindRequestAuthentication:
 		faults, warnings = discovery.ValidateRequestAuthentication(obj, h.rootNamespace)
 	case discovery.KindDestinationRule:

@@ -24,7 +24,7 @@ import (
 func newWebhooks(t testing.TB, a *authority, c client.Client) *webhooks {
 	t.Helper()
 	return &webhooks{
-		namespaces: c, live: c, authority: a, roots: &rootWriter{client: c, authority: a}, counts: newCounts(), rootNamespace: testNamespace,
+		namespaces: c, live: c, authority: a, roots: &rootWriter{client: c, authority: a}, counts: newCounts(), rootNamespace: testNamespace, meshConfig: func() string { return "" },
 		params: inject.Params{ProxyImage: "podseal.io/podseal-proxy:test", CAAddress: "istiod.d8-istio.svc:15012", NativeSidecars: true},
 		log:    slog.New(slog.DiscardHandler),
 	}
@@ -205,7 +205,7 @@ func TestValidate(t *testing.T) {
 		"1.38":                    {"RequestAuthentication", sec, "CREATE", "shop", `{"spec":{"jwtRules":[{"issuer":"a","jwks":"{}"}]}}`, false, "spec.jwtRules[0].jwks", ""},
 		"6.45":                    {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"DENY","rules":[{"to":[{"operation":{"ports":["x"]}}]}]}}`, false, "spec.rules[0].to[0].operation.ports[0]", ""},
 		"6.34 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"DENY","rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}}`, true, "", "denies every connection"},
-		"6.44 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"CUSTOM","provider":{"name":"opa"},"rules":[{}]}}`, true, "", "CUSTOM"},
+		"6.44 warns":              {"AuthorizationPolicy", sec, "CREATE", "shop", `{"spec":{"action":"CUSTOM","provider":{"name":"opa"},"rules":[{}]}}`, true, "", "not among extensionProviders"},
 		"of the networking group": {"VirtualService", "networking.istio.io", "CREATE", "shop", `{"metadata":{"generateName":"d-"}}`, true, "", "VirtualService shop/d-*"},
 		"3.38":                    {"DestinationRule", "networking.istio.io", "CREATE", "shop", `{"spec":{"host":"web","trafficPolicy":{"tls":{"mode":"MUTUAL"}}}}`, false, "spec.trafficPolicy.tls.clientCertificate", "caCertificates"},
 		"3.30 warns":              {"DestinationRule", "networking.istio.io", "CREATE", "shop", `{"spec":{"host":"web","trafficPolicy":{"tls":{}}}}`, true, "", "DISABLE: traffic to web.shop.svc.cluster.local leaves in plaintext"},

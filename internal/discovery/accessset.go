@@ -21,6 +21,7 @@ type accessSet struct {
 	root        string
 	byNamespace map[string][]*governing
 	idle        map[Key]Verdict // that are valid and govern nobody
+	authorizers []policy.Authorizer
 }
 
 // governing is one policy and the pods that it governs.
@@ -33,6 +34,7 @@ type governing struct {
 
 func buildAccess(c Cluster, verdicts Verdicts) *accessSet {
 	s := &accessSet{root: c.RootNamespace, byNamespace: map[string][]*governing{}, idle: map[Key]Verdict{}}
+	s.authorizers, _, _ = Authorizers(c.MeshConfig, c.Settings.ClusterDomain)
 	for _, obj := range c.AuthorizationPolicies {
 		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
 			continue // another control plane's: contract 1.37
@@ -188,8 +190,10 @@ func (s *accessSet) judge(g *governing) Verdict {
 		v.Message += fmt.Sprintf("; %d selected have no sidecar", g.outside)
 	}
 	if g.policy.Effect == policy.Custom {
-		v.Accepted, v.Reason = false, ReasonNoProvider
-		v.Message += "; Podseal asks no external authorizer yet, so what the rules match is denied"
+		if text := custom(g.policy, s.authorizers); text != "" {
+			v.Accepted, v.Reason = false, ReasonNoProvider
+			v.Message += "; " + text
+		}
 	}
 	if text := g.partly(); text != "" {
 		if v.Accepted {

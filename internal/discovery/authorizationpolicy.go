@@ -81,11 +81,17 @@ type authorizationReader struct {
 }
 
 // ValidateAuthorizationPolicy finds all that is wrong with an AuthorizationPolicy
-// (contract 6.45, 6.46), and what its author may not expect of it.
-func ValidateAuthorizationPolicy(obj *unstructured.Unstructured, rootNamespace string) (faults []Fault, warnings []string) {
+// (contract 6.45, 6.46), and what its author may not expect of it. authorizers are
+// those of the mesh.
+func ValidateAuthorizationPolicy(obj *unstructured.Unstructured, rootNamespace string, authorizers ...policy.Authorizer) (faults []Fault, warnings []string) {
 	r := readAuthorizationPolicy(obj)
 	if len(r.faults) == 0 {
 		warnings = r.surprises(rootNamespace)
+		if r.custom && !r.targeted {
+			if text := custom(&r.policy, authorizers); text != "" {
+				warnings = append(warnings, "spec.provider.name: "+text)
+			}
+		}
 	}
 	return r.faults, append(warnings, r.warnings...)
 }
@@ -173,6 +179,7 @@ func (r *authorizationReader) provider(spec map[string]any) {
 	case !r.custom && spec["provider"] != nil:
 		r.fault("spec.provider", "leave it out, or use action CUSTOM", "only action CUSTOM has a provider")
 	}
+	r.policy.Authorizer = name
 }
 
 func (r *authorizationReader) rules(spec map[string]any) {
@@ -374,9 +381,6 @@ func (r *authorizationReader) surprises(rootNamespace string) []string {
 	if p.Namespace == istiosRoot && p.Namespace != rootNamespace {
 		out = append(out, fmt.Sprintf("metadata.namespace: %s is not the root namespace here, so this holds for the pods of %s only; "+
 			"put an object for the whole mesh into %s", p.Namespace, p.Namespace, rootNamespace))
-	}
-	if r.custom { // contract 6.44
-		out = append(out, "spec.action: CUSTOM: Podseal asks no external authorizer yet, so what the rules match is denied")
 	}
 	for i := range p.Rules {
 		if text := httpSurprise(p, i); text != "" {

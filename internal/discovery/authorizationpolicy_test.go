@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,6 +14,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/wire"
+	"podseal.io/podseal/internal/workload"
 )
 
 // TestValidateAuthorizationPolicy is contract 6.45, 6.46 and what of 6.7, 6.14,
@@ -108,7 +111,7 @@ func TestAuthorizationPolicyWarnings(t *testing.T) { // contract 6.2, 6.33, 6.34
 		{authorizationPolicy(t, "shop", "p", "action: DENY\n"+get), []string{"denies every connection; name the HTTP ports"}},
 		{authorizationPolicy(t, "shop", "p", "action: AUDIT\n"+get), []string{"notes every connection"}},
 		{authorizationPolicy(t, "shop", "p", "action: DENY\nrules: [{to: [{operation: {methods: [GET], ports: [\"80\"]}}]}]"), []string{"(destination.port): there it denies whatever matches that"}},
-		{authorizationPolicy(t, "shop", "p", "action: CUSTOM\nprovider: {name: x}\nrules: [{}]"), []string{"CUSTOM"}},
+		{authorizationPolicy(t, "shop", "p", "action: CUSTOM\nprovider: {name: x}\nrules: [{}]"), []string{"not among extensionProviders"}},
 		{authorizationPolicy(t, "shop", "p", "rules: [{from: [{source: {requestPrincipals: [\"*\"]}}]}]"), []string{"allows nothing"}},
 		{authorizationPolicy(t, "shop", "p", "rules: [{when: [{key: \"experimental.envoy.filters.network.mysql_proxy[db.table]\", values: [\"[x]\"]}]}]"), []string{"filters of Envoy"}},
 		{dry("yes", authorizationPolicy(t, "shop", "p", "{}")), []string{"neither true nor false"}},
@@ -255,6 +258,33 @@ func FuzzReadAuthorizationPolicy(f *testing.F) {
 	})
 }
 
+// documentedAuthorizers: the documented ConfigMap is without faults.
+func documentedAuthorizers(t *testing.T, text string) {
+	t.Helper()
+	var cm struct{ Data map[string]string }
+	if err := yaml.Unmarshal([]byte(text), &cm); err != nil {
+		t.Fatal(err)
+	}
+	all, faults, ignored := Authorizers(cm.Data[MeshConfigKey], "cluster.local")
+	if len(all) != 2 || len(faults) > 0 || len(ignored) > 0 {
+		t.Errorf("%+v, %s, %v", all, Describe(faults), ignored)
+	}
+}
+
+// FuzzAuthorizers: whatever a mesh configuration says, what we make of it can be
+// told to proxies (contract 6.44).
+func FuzzAuthorizers(f *testing.F) {
+	f.Add("extensionProviders: [{name: a, envoyExtAuthzHttp: {service: a.b.svc.cluster.local, port: 80, timeout: 1s, statusOnError: \"503\", includeRequestBodyInCheck: {maxRequestBytes: 9}}}]")
+	f.Add("extensionProviders: [{name: a, envoyExtAuthzGrpc: {service: x, port: -1}}, {}, 7]\nrootNamespace: x")
+	f.Fuzz(func(t *testing.T, config string) {
+		all, _, _ := Authorizers(config, "cluster.local")
+		m := &workload.Mesh{TrustDomains: []string{"cluster.local"}, ClusterDomain: "cluster.local", Authorizers: all}
+		if _, err := wire.AppendMesh(nil, m); err != nil && utf8.ValidString(config) {
+			t.Errorf("%+v: %v", all, err)
+		}
+	})
+}
+
 // TestDocumentedPolicies: every example of docs/authorization.md is valid, and
 // nothing of it is a surprise but that HTTP isn't everywhere.
 func TestDocumentedPolicies(t *testing.T) {
@@ -266,6 +296,10 @@ func TestDocumentedPolicies(t *testing.T) {
 	for block := range strings.SplitSeq(string(page), "```yaml\n") {
 		text, _, ok := strings.Cut(block, "```")
 		if !ok || !strings.HasPrefix(text, "apiVersion:") {
+			continue
+		}
+		if strings.Contains(text, "kind: ConfigMap") {
+			documentedAuthorizers(t, text)
 			continue
 		}
 		n++

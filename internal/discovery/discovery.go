@@ -40,6 +40,9 @@ type Cluster struct {
 	// KeySource.From.
 	RequestAuthentications []*unstructured.Unstructured
 	Keys                   map[string]FetchedKeys
+	// MeshConfig is the mesh's configuration as Istio's users know it, in YAML; ""
+	// is none. Of it, the external authorizers count.
+	MeshConfig string
 	// DestinationRules as they are now.
 	DestinationRules []*unstructured.Unstructured
 	// ServiceEntries likewise.
@@ -169,7 +172,7 @@ func Build(c Cluster) (Resources, Verdicts) {
 	entries.put(res[wire.TypeServiceEntry], verdicts)
 	rules.put(res[wire.TypeDestinationRule], verdicts, told, entries.hosts())
 
-	if b, err := wire.AppendMesh(nil, buildMesh(c)); err == nil {
+	if b, err := wire.AppendMesh(nil, buildMesh(c, verdicts)); err == nil {
 		res[wire.TypeMesh][MeshName] = b
 	} else {
 		verdicts[Key{Kind: "Mesh", Name: MeshName}] = Verdict{Reason: ReasonUnencoded, Message: err.Error()}
@@ -191,7 +194,7 @@ func put[T any](into map[string][]byte, verdicts Verdicts, key Key, v *T, append
 	into[key.Namespace+"/"+key.Name] = b
 }
 
-func buildMesh(c Cluster) *workload.Mesh {
+func buildMesh(c Cluster, verdicts Verdicts) *workload.Mesh {
 	m := &workload.Mesh{
 		TrustDomains:  []string{c.Settings.TrustDomain},
 		ClusterDomain: c.Settings.ClusterDomain,
@@ -211,6 +214,16 @@ func buildMesh(c Cluster) *workload.Mesh {
 	}
 	if c.Settings.RegistryOnly {
 		m.Outbound = workload.RegistryOnly
+	}
+	var faults []Fault
+	var ignored []string
+	m.Authorizers, faults, ignored = Authorizers(c.MeshConfig, c.Settings.ClusterDomain)
+	key := Key{"ConfigMap", c.RootNamespace, MeshConfigMap}
+	switch {
+	case len(faults) > 0:
+		verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(faults)}
+	case len(ignored) > 0:
+		verdicts[key] = Verdict{Reason: ReasonIgnored, Message: "of the mesh's configuration only external authorizers have an effect; without any are " + strings.Join(ignored, ", ")}
 	}
 	return m
 }

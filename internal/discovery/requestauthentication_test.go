@@ -235,7 +235,9 @@ func TestDocumentedTokens(t *testing.T) {
 			}
 			validate := ValidateRequestAuthentication
 			if u.GetKind() == KindAuthorizationPolicy {
-				validate = ValidateAuthorizationPolicy
+				validate = func(u *unstructured.Unstructured, root string) ([]Fault, []string) {
+					return ValidateAuthorizationPolicy(u, root)
+				}
 			}
 			if faults, warnings := validate(u, root); len(faults) > 0 || slices.ContainsFunc(warnings, func(w string) bool { return !strings.Contains(w, "looks at HTTP") }) {
 				t.Errorf("%s %s: %s, %q", u.GetKind(), u.GetName(), Describe(faults), warnings)

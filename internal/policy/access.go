@@ -15,6 +15,7 @@ type Attempt struct {
 	Destination netip.AddrPort // as the connection had it, so the workload's own port (contract 6.27)
 	SNI         []byte         // as the client sent it
 	Request     *Request       // nil on a connection that isn't HTTP
+	Agreed      []string       // names of the authorizers that have agreed to it (contract 6.44)
 }
 
 // Request is what HTTP adds to an Attempt.
@@ -83,6 +84,7 @@ type Access struct {
 
 // table has the rules of one kind of traffic, by effect.
 type table struct {
+	custom               []customRule
 	deny, audit, allow   []rule
 	dryDeny, dryAllow    []rule
 	restricts, dryLimits bool // there is an ALLOW policy, be it without rules (contract 6.5, 6.6)
@@ -136,7 +138,8 @@ func (a *Access) Pending() string {
 	return a.pending
 }
 
-// Judge decides: CUSTOM, AUDIT, DENY, ALLOW (contract 6.4, 6.5). It allocates
+// Judge decides: CUSTOM, AUDIT, DENY, ALLOW (contract 6.4, 6.5). What an authorizer
+// must agree to and hasn't is denied: ask first ([Access.Consult]). It allocates
 // nothing but for a header field that comes several times.
 func (a *Access) Judge(t *Attempt) Judgement {
 	if a == nil {
@@ -156,7 +159,10 @@ func (b *table) judge(t *Attempt) Judgement {
 	if r := first(b.audit, t); r != nil {
 		j.Audited = r.name
 	}
-	denied := first(b.deny, t)
+	denied := disagreed(b.custom, t) // contract 6.4: before the others
+	if denied == nil {
+		denied = first(b.deny, t)
+	}
 	var allowed *rule
 	if denied == nil {
 		allowed = first(b.allow, t)

@@ -49,7 +49,9 @@ type AuthorizationPolicy struct {
 	Scope    Scope
 	Effect   Effect
 	DryRun   bool // contract 6.42
-	Rules    []Rule
+	// Authorizer is the name of whom effect CUSTOM asks (contract 6.44).
+	Authorizer string
+	Rules      []Rule
 }
 
 // Scope is which workloads a policy holds for.

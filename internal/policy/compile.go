@@ -62,7 +62,12 @@ func (c *compiler) add(b *table, tcp bool) {
 		if r.Never || (tcp && p.Effect == Allow && r.NeedsHTTP()) { // contract 6.16, 6.33
 			continue
 		}
-		*into = append(*into, rule{name: p.ruleName(i), from: c.alternatives(r.From, tcp), to: c.alternatives(r.To, tcp), when: c.all(r.When, tcp)})
+		compiled := rule{name: p.ruleName(i), from: c.alternatives(r.From, tcp), to: c.alternatives(r.To, tcp), when: c.all(r.When, tcp)}
+		if p.Effect == Custom {
+			b.custom = append(b.custom, customRule{compiled, p.Authorizer})
+			continue
+		}
+		*into = append(*into, compiled)
 	}
 }
 

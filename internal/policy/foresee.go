@@ -57,12 +57,13 @@ func (a *Access) Foresee(t *Attempt, known func(Attribute) bool) Outlook {
 		b = &a.http
 	}
 	f := foresight{attempt: t, known: known}
-	o := f.outlook(b.deny, b.allow, b.restricts)
+	denies := append(unagreed(b.custom, t), b.deny...)
+	o := f.outlook(denies, b.allow, b.restricts)
 	if audit := f.best(b.audit); audit.matches > Never {
 		o.Audited = audit.rule
 	}
 	if b.dry {
-		deny := append(slices.Clip(b.deny), b.dryDeny...)
+		deny := append(slices.Clip(denies), b.dryDeny...)
 		allow := append(slices.Clip(b.allow), b.dryAllow...)
 		shadow := f.outlook(deny, allow, b.restricts || b.dryLimits)
 		o.DryRun = &shadow

@@ -456,7 +456,7 @@ func BenchmarkJudgeRequest(b *testing.B) {
 	head := []byte("GET /index.html HTTP/1.1\r\nhost: web\r\nuser-agent: curl/8\r\naccept: */*\r\nx-request-id: 00000000-0000-4000-8000-000000000000\r\n\r\n")
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, ok := h.judge(b.Context(), head); !ok {
+		if _, ok := h.judge(b.Context(), head, 0, wire.Body{}); !ok {
 			b.Fatal("denied")
 		}
 	}

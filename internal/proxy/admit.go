@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"sync/atomic"
 
+	"podseal.io/podseal/internal/extauthz"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/workload"
@@ -19,14 +21,21 @@ func (in *inbound) attempt() policy.Attempt {
 
 // gate is what the requests of this connection must pass.
 func (in *inbound) gate() *gate {
-	return &gate{World: in.p.worlds.world, Attempt: in.attempt(), Now: in.p.cfg.Now, OnJudged: in.judgedRequest, OnRefused: in.refusedRequest}
+	return &gate{
+		World: in.p.worlds.world, Attempt: in.attempt(), Now: in.p.cfg.Now, OnJudged: in.judgedRequest, OnRefused: in.refusedRequest,
+		Authorize: func(ctx context.Context, a *policy.Authorizer, r *extauthz.Request) (*extauthz.Answer, error) {
+			return in.p.authorizers.ask(ctx, a, in.check(r))
+		},
+	}
 }
 
 // admitted reports whether a connection that isn't HTTP may reach the application,
 // and cuts it if not (contract 6.9, 6.39): nothing of the application's has reached
 // the client by then. Every change of policy asks again.
-func (in *inbound) admitted() bool {
+func (in *inbound) admitted(ctx context.Context) bool {
 	attempt := in.attempt()
+	agreed, refusal := in.authorized(ctx, &attempt)
+	attempt.Agreed = agreed
 	var last atomic.Pointer[policy.Access]
 	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
 		if last.Swap(w.Access) != w.Access && w.Access.Pending() == "" && !w.Access.Judge(&attempt).Allowed {
@@ -38,7 +47,10 @@ func (in *inbound) admitted() bool {
 	j := access.Judge(&attempt)
 	in.c.note(func(r *Record) { r.judged(&j) })
 	if !j.Allowed {
-		in.c.cut(policy.PolicyDenied, errDetail(because(&j, access)))
+		if refusal == nil {
+			refusal = errDetail(because(&j, access))
+		}
+		in.c.cut(policy.PolicyDenied, refusal)
 	}
 	return j.Allowed
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"podseal.io/podseal/internal/extauthz"
 	"podseal.io/podseal/internal/jwt"
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/wire"
@@ -22,6 +23,8 @@ type gate struct {
 	World   func() *workload.World // what is in force now
 	Attempt policy.Attempt         // what the connection says
 	Now     func() time.Time       // that tokens are held against; nil is time.Now
+	// Authorize asks an authorizer; nil denies what would be asked.
+	Authorize func(ctx context.Context, a *policy.Authorizer, r *extauthz.Request) (*extauthz.Answer, error)
 	// OnJudged is called for each request that an AuthorizationPolicy said something
 	// of, OnRefused for each that was refused before; or nil.
 	OnJudged  func(j *policy.Judgement, r *policy.Request)
@@ -37,6 +40,8 @@ type gatedRequest struct {
 	// gate's to set, and Header is taken from Fields.
 	Request policy.Request
 	Fields  fieldLister
+	// Protocol is HTTP/1.1 or HTTP/2.
+	Protocol string
 	// ReadAhead returns the beginning of the body without its framing, up to so
 	// many bytes, and whether that is all of it. The relay still passes on what was
 	// read. nil is a request without a body.
@@ -50,6 +55,7 @@ type gatedRequest struct {
 	Reply []headEdit
 
 	access    *policy.Access // by which it passed
+	agreed    []string       // authorizers that have agreed to it
 	attempt   policy.Attempt // scratch
 	judgement policy.Judgement
 }
@@ -90,11 +96,19 @@ var denied = refusal{Status: 403, Body: accessDenied, Flag: "-"}
 //
 // A relay asks, registers the request for changes of policy, and then asks still
 // once, as a change may have come in between.
-func (g *gate) ask(_ context.Context, q *gatedRequest) bool {
-	q.Refusal, q.Edits, q.Reply = nil, nil, nil
+func (g *gate) ask(ctx context.Context, q *gatedRequest) bool {
+	q.Refusal, q.Edits, q.Reply, q.agreed = nil, nil, nil, nil
 	q.Request.Header, q.Request.Token = q.Fields, nil
 	w := g.World()
 	q.access = w.Access
+	for _, name := range w.Authentication.Owned() {
+		if _, sent := q.Fields.Field(name); sent {
+			q.edit(headEdit{Name: name})
+		}
+	}
+	if q.access.Consults() && q.access.Pending() == "" && !g.authorize(ctx, w, q) {
+		return false
+	}
 	return g.authenticate(w.Authentication, q) && g.judge(q)
 }
 
@@ -106,11 +120,6 @@ func (g *gate) authenticate(a *policy.Authentication, q *gatedRequest) bool {
 	}
 	if key := a.Pending(); key != "" {
 		return g.refuse(q, &denied, policy.PolicyDenied, "RequestAuthentication "+key+" applies and is not known to this proxy yet")
-	}
-	for _, name := range a.Owned() {
-		if _, sent := q.Fields.Field(name); sent {
-			q.edit(headEdit{Name: name})
-		}
 	}
 	if isPreflight(&q.Request) {
 		return true
@@ -178,7 +187,7 @@ func (g *gate) judge(q *gatedRequest) bool {
 		return true
 	}
 	q.attempt = g.Attempt
-	q.attempt.Request = &q.Request
+	q.attempt.Request, q.attempt.Agreed = &q.Request, q.agreed
 	j := &q.judgement
 	*j = q.access.Judge(&q.attempt)
 	if g.OnJudged != nil && (!j.Allowed || j.Audited != "" || j.DryRun.Judged) {
@@ -198,7 +207,7 @@ func (g *gate) open() bool {
 
 // waits reports whether ask may have to wait for somebody, as policy is now. If not,
 // the relay of HTTP/2 asks while the other requests of the connection wait.
-func (*gate) waits() bool { return false }
+func (g *gate) waits() bool { return g.World().Access.Consults() }
 
 // still reports whether a request that has passed may go on under this policy. It
 // changes nothing of q, so it may be called while others read it.
@@ -207,7 +216,7 @@ func (g *gate) still(access *policy.Access, q *gatedRequest) bool {
 		return true
 	}
 	attempt := g.Attempt
-	attempt.Request = &q.Request
+	attempt.Request, attempt.Agreed = &q.Request, q.agreed
 	return access.Judge(&attempt).Allowed
 }
 

@@ -96,7 +96,7 @@ func (q *http2Request) read(r *h2.Request) {
 	if r.Path == "" {
 		q.Request.Path = q.Request.Host // as of a CONNECT in HTTP/1
 	}
-	q.Fields = http2Fields{r}
+	q.Fields, q.Protocol = http2Fields{r}, "HTTP/2"
 	q.Request.Header = q.Fields
 }
 

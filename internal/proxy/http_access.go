@@ -3,7 +3,11 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"net/http/httputil"
 	"slices"
 
 	"podseal.io/podseal/internal/policy"
@@ -31,19 +35,58 @@ func (h *httpRelay) normalisePath(r *wire.RequestHead) error {
 }
 
 // judge asks the gate about the request with this head, and returns it as the
-// application is to get it.
-func (h *httpRelay) judge(ctx context.Context, head []byte) (changed []byte, allowed bool) {
+// application is to get it. size is how long the head is that came, which is still
+// in the buffer.
+func (h *httpRelay) judge(ctx context.Context, head []byte, size int, body wire.Body) (changed []byte, allowed bool) {
 	if h.Gate == nil {
 		return head, true
 	}
 	q := &h.asked
 	q.read(head)
+	q.Protocol, q.ReadAhead = "HTTP/1.1", nil
+	if body.Kind != wire.NoBody && h.Gate.waits() {
+		q.ReadAhead = func(_ context.Context, most int) ([]byte, bool, error) { return h.readAhead(size, body, most) }
+	}
 	allowed = h.Gate.ask(ctx, &q.gatedRequest)
 	if len(q.Edits) > 0 {
 		head = editHead(head, q.Edits)
 		q.read(head)
 	}
 	return head, allowed
+}
+
+// readAhead reads the beginning of a body into the buffer behind its head, and
+// returns it without its framing. A body that doesn't fit there is not whole.
+func (h *httpRelay) readAhead(size int, body wire.Body, most int) (ahead []byte, whole bool, err error) {
+	if _, waits := h.asked.fields.Field("expect"); waits {
+		if err := h.write([]byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil {
+			return nil, false, err
+		}
+	}
+	_ = h.Client.SetReadDeadline(h.Now().Add(httpHeadTimeout)) // a closed socket fails at the read
+	for {
+		ahead, whole := bodySoFar(h.in.bytes()[size:], body)
+		if whole || len(ahead) >= most {
+			return ahead[:min(len(ahead), most)], whole && len(ahead) <= most, nil
+		}
+		_, err := h.in.fill(h.source, h.Received)
+		if errors.Is(err, io.ErrShortBuffer) {
+			return ahead, false, nil
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("read the request's body: %w", err)
+		}
+	}
+}
+
+// bodySoFar is what is there of a body, without chunks, and whether that is all.
+func bodySoFar(raw []byte, body wire.Body) (b []byte, whole bool) {
+	if body.Kind == wire.LengthBody {
+		n := min(int64(len(raw)), body.Length)
+		return raw[:n], n == body.Length
+	}
+	b, err := io.ReadAll(httputil.NewChunkedReader(bytes.NewReader(raw)))
+	return b, err == nil
 }
 
 // register puts a request that may pass under way, with what is there of its

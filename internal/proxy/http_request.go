@@ -92,7 +92,7 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 		return false, err
 	}
 	ex.decorated = decorated
-	head, allowed := h.judge(ctx, head)
+	head, allowed := h.judge(ctx, head, size, r.Body)
 	if ex.size = int64(size); h.keepHeads() {
 		ex.seen = head
 	}

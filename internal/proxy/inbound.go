@@ -310,7 +310,7 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 
 // serveTCP has bytes relayed between the client and the application.
 func (in *inbound) serveTCP(ctx context.Context, client stream, first sight) {
-	if !in.admitted() {
+	if !in.admitted(ctx) {
 		return // the reason is noted
 	}
 	if err := in.connect(ctx); err != nil {

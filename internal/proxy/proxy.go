@@ -144,6 +144,8 @@ type proxy struct {
 	worlds      *worldStore
 	creds       *credentialStore
 	conns       *conns
+	calls       *conns // of this proxy's own
+	authorizers authorizers
 	balance     *balancer
 	secrets     *secrets
 	resolver    *resolver
@@ -201,7 +203,12 @@ func newProxy(cfg Config) (*proxy, error) {
 	p.secrets = newSecrets(cfg.API, cfg.Namespace, time.Now)
 	p.resolver = newResolver(cfg.Lookup, time.Now)
 	p.tls.Limit = min(maxRecordBuffers, debug.SetMemoryLimit(-1)/4) // reads GOMEMLIMIT
-	p.creds = newCredentials(cfg.Now, func(snap *identity.Snapshot) { p.conns.recheck(p.worlds.world(), snap) })
+	p.creds = newCredentials(cfg.Now, func(snap *identity.Snapshot) {
+		p.conns.recheck(p.worlds.world(), snap)
+		p.calls.recheck(p.worlds.world(), snap)
+	})
+	p.calls = newConns(maxCalls)
+	p.authorizers.call = p.call
 	p.worlds = newWorldStore(cfg.Namespace+"/"+cfg.Pod, p.worldChanged)
 	return p, nil
 }
@@ -214,6 +221,7 @@ func (p *proxy) worldChanged(w *workload.World) {
 	}
 	p.accessLog.set(w.Mesh.AccessLog, p.log)
 	p.conns.recheck(w, p.creds.current.Load())
+	p.calls.recheck(w, p.creds.current.Load())
 	p.lobby.dismiss(p.wanted)
 }
 
@@ -289,6 +297,8 @@ func (p *proxy) run(ctx context.Context) error {
 	services.Wait() // from here on nothing is accepted
 	p.cutAll()
 	p.handlers.Wait()
+	p.authorizers.close()
+	p.cutCalls()
 	p.log.Info("proxy stopped")
 	return nil
 }

@@ -18,6 +18,8 @@ func AppendAuthorizationPolicy(b []byte, p *policy.AuthorizationPolicy) ([]byte,
 		Scope:     meshv1.AuthorizationPolicy_Scope(p.Scope),
 		Effect:    meshv1.AuthorizationPolicy_Effect(p.Effect),
 		DryRun:    p.DryRun,
+
+		Authorizer: p.Authorizer,
 	}
 	for i := range p.Rules {
 		r := &p.Rules[i]
@@ -70,6 +72,8 @@ func authorizationFromProto(m *meshv1.AuthorizationPolicy) (*policy.Authorizatio
 		Scope:     policy.Scope(m.GetScope()),
 		Effect:    policy.Effect(m.GetEffect()),
 		DryRun:    m.GetDryRun(),
+
+		Authorizer: m.GetAuthorizer(),
 	}
 	for _, r := range m.GetRules() {
 		p.Rules = append(p.Rules, policy.Rule{From: alternativesFromProto(r.GetFrom()), To: alternativesFromProto(r.GetTo()), When: matchesFromProto(r.GetWhen()), Never: r.GetNever()})

@@ -245,6 +245,7 @@ func AppendMesh(b []byte, m *workload.Mesh) ([]byte, error) {
 		AccessLog:          m.AccessLog.Format,
 		AccessLogJson:      m.AccessLog.JSON,
 	}
+	p.Authorizers = authorizersToProto(m.Authorizers)
 	if _, err := meshFromProto(p); err != nil {
 		return nil, fmt.Errorf("encode mesh: %w", err)
 	}
@@ -292,6 +293,7 @@ func meshFromProto(p *meshv1.Mesh) (*workload.Mesh, error) {
 		IdleTimeout:   time.Duration(seconds) * time.Second,
 		BundlePEM:     p.GetBundle(),
 		RootNamespace: p.GetRootNamespace(),
+		Authorizers:   authorizersFromProto(&f, p.GetAuthorizers()),
 		AccessLog:     workload.AccessLog{Format: p.GetAccessLog(), JSON: p.GetAccessLogJson()},
 	}, f.err()
 }

@@ -94,7 +94,9 @@ type Mesh struct {
 	IdleTimeout   time.Duration // of a TCP connection (contract 2.36); 0 means 1 h
 	BundlePEM     []byte        // the roots in force
 	RootNamespace string        // whose DestinationRules are for all (contract 3.39)
-	AccessLog     AccessLog
+	// Authorizers are whom policies of effect CUSTOM may ask (contract 6.44).
+	Authorizers []policy.Authorizer
+	AccessLog   AccessLog
 }
 
 // AccessLog is the format of the log of requests and connections. An empty format is
@@ -205,6 +207,16 @@ func (w *World) Workload(uid string) (*Workload, bool) { x, ok := w.workloads[ui
 func (w *World) WorkloadAt(a netip.Addr) (*Workload, bool) {
 	x, ok := w.byAddr[a.Unmap()]
 	return x, ok
+}
+
+// ServiceNamed finds a service by its host name. It looks through all.
+func (w *World) ServiceNamed(host string) (*Service, bool) {
+	for _, s := range w.services {
+		if s.Hostname == host {
+			return s, true
+		}
+	}
+	return nil, false
 }
 
 // ServiceAt finds the service port behind a cluster address.
