@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Authorizer is somebody who is asked by policies of effect CUSTOM, over Envoy's
 // protocol of external authorization (contract 6.44).
@@ -73,14 +76,7 @@ func asks(all []Consultation, authorizer string) bool {
 	return false
 }
 
-func agreed(t *Attempt, authorizer string) bool {
-	for _, name := range t.Agreed {
-		if name == authorizer {
-			return true
-		}
-	}
-	return false
-}
+func agreed(t *Attempt, authorizer string) bool { return slices.Contains(t.Agreed, authorizer) }
 
 // unagreed are the rules whose authorizer has not agreed.
 func unagreed(custom []customRule, t *Attempt) []rule {
