@@ -93,8 +93,8 @@ func (s *town) call(t *testing.T, from *pod, address, answers string, dst netip.
 		if dst.Addr().Is4() {
 			src = from.v4
 		}
-		flows := sum.Between(src, dst).Flows
-		if dst.IsValid() && (len(flows) != 1 || flows[0].Kind != kind) {
+		flows := carried(sum, src, dst)
+		if dst.IsValid() && (len(flows) != 1 || !isKind(flows[0], kind)) {
 			t.Errorf("on the wire:\n%s", sum)
 		}
 		if n := sum.Needles()[payload]; (n > 0) != (kind == proof.Plaintext) {

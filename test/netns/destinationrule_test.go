@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -223,16 +224,27 @@ func TestDestinationRules(t *testing.T) {
 			m.world.Rules = []*workload.DestinationRule{{
 				Namespace: "shop", Name: name, Host: "*.local", ExportTo: []string{"*"}, Created: time.Unix(0, 0), Policy: &workload.TrafficPolicy{TLS: &tt.tls},
 			}}
+			before := m.capture(t)
 			m.tell(t)
 			inForce(t, client, address, "shop/"+name)
+			first := before.end(t) // with the handshake of a connection that may be used again
 			c := m.capture(t)
 			got, err := tell(client, address)
 			sum := c.end(t, payload)
 			if !strings.HasPrefix(got, tt.answer) || (tt.answer == "") != (got == "") {
 				t.Errorf("answer %q, %v\n%s", got, err, sum)
 			}
-			flows := sum.Between(client.v4, tt.to).Flows
-			if len(flows) != 1 || flows[0].Kind != tt.kind || flows[0].SNI != tt.sni {
+			flows := carried(sum, client.v4, tt.to)
+			switch {
+			case tt.kind == proof.Empty:
+				if len(flows) != 0 {
+					t.Errorf("on the wire:\n%s", sum)
+				}
+			case len(flows) == 1 && flows[0].Kind == proof.UnknownTLS && tt.kind == proof.MeshTLS:
+				if !slices.ContainsFunc(carried(first, client.v4, tt.to), func(f proof.Flow) bool { return f.Client == flows[0].Client && f.Kind == tt.kind && f.SNI == tt.sni }) {
+					t.Errorf("used again, and not made as the rule says:\n%s", first)
+				}
+			case len(flows) != 1 || flows[0].Kind != tt.kind || flows[0].SNI != tt.sni:
 				t.Errorf("on the wire:\n%s", sum)
 			}
 			if n := sum.Needles()[payload]; (n > 0) != (tt.kind == proof.Plaintext) {
