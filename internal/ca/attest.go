@@ -72,6 +72,11 @@ func (a *Attestation) Verify(roots *identity.Bundle, at time.Time) (identity.ID,
 	if err != nil {
 		return identity.ID{}, fmt.Errorf("%w: %w", ErrAttestation, err)
 	}
+	for i, c := range chain { // base64 has several texts of one certificate: only ours is what was written
+		if len(chain) != len(a.Chain) || string(certificatePEM(c.Raw)) != a.Chain[i] {
+			return identity.ID{}, fmt.Errorf("%w: its certificates are not written as they were", ErrAttestation)
+		}
+	}
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)

@@ -36,6 +36,8 @@ func TestAttest(t *testing.T) {
 		"longer":         func(a *Attestation) { a.Statement = append(a.Statement, '\n') },
 		"signature":      func(a *Attestation) { a.Signature[10] ^= 1 },
 		"no certificate": func(a *Attestation) { a.Chain = nil },
+		"other text":     func(a *Attestation) { a.Chain[0] += "\n" },
+		"a text before":  func(a *Attestation) { a.Chain[0] = "x\n" + a.Chain[0] },
 		"garbage":        func(a *Attestation) { a.Chain = []string{"garbage"} },
 		"another's": func(a *Attestation) {
 			b, err := other.Attest(a.Statement, id, now)
