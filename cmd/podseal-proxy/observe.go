@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"podseal.io/podseal/internal/proof"
+	"podseal.io/podseal/internal/proxy"
 )
 
 // Bounds of one look.
@@ -153,30 +154,16 @@ func addresses() ([]netip.Addr, error) {
 	return own, nil
 }
 
-// record is what matters of a proxy's record.
-type record struct {
-	Direction           string         `json:"direction"`
-	Source              netip.AddrPort `json:"src_addr"`
-	Destination         netip.AddrPort `json:"dst_addr"`
-	Endpoint            netip.AddrPort `json:"endpoint"`
-	Local               netip.AddrPort `json:"local"`
-	SourceIdentity      string         `json:"src_identity"`
-	DestinationIdentity string         `json:"dst_identity"`
-	Security            string         `json:"security"`
-	Reason              string         `json:"reason"`
-	Missed              uint64         `json:"missed"`
-}
-
-func (r *record) claim() proof.Claim {
+// claimOf is what a proxy's record claims of the wire.
+func claimOf(r *proxy.Record) proof.Claim {
 	if r.Direction == "outbound" {
-		return proof.Claim{Outbound: true, Client: r.Local, Server: r.Endpoint, Security: r.Security, Reason: r.Reason, Peer: r.DestinationIdentity}
+		return proof.Claim{Outbound: true, Client: r.Local, Server: r.Endpoint, Security: r.Security, Reason: string(r.Reason), Peer: r.DestinationIdentity}
 	}
-	return proof.Claim{Client: r.Source, Server: r.Destination, Security: r.Security, Reason: r.Reason, Peer: r.SourceIdentity}
+	return proof.Claim{Client: r.Source, Server: r.Destination, Security: r.Security, Reason: string(r.Reason), Peer: r.SourceIdentity}
 }
 
-func (o *observer) take(r *record) {
-	o.missed += r.Missed
-	c := r.claim()
+func (o *observer) take(r *proxy.Record) {
+	c := claimOf(r)
 	if _, there := o.claims[c]; !there && len(o.claims) >= maxClaims {
 		o.missed++
 		return
@@ -198,13 +185,13 @@ func (o *observer) version(ctx context.Context) string {
 // follow keeps what the proxy says of connections that end and, from time to time
 // and at the end, of those that are open.
 func (o *observer) follow(ctx context.Context) {
-	records := make(chan record, 1024)
+	records := make(chan proxy.Followed, 1024)
 	streaming := make(chan struct{})
 	go func() {
 		defer close(streaming)
 		_ = o.get(ctx, "/records?follow", func(d *json.Decoder) error { // what is missing then is reported as unproven
 			for {
-				var r record
+				r := proxy.Followed{Record: &proxy.Record{}}
 				if err := d.Decode(&r); err != nil {
 					return err
 				}
@@ -227,7 +214,8 @@ func (o *observer) follow(ctx context.Context) {
 				o.open(context.WithoutCancel(ctx))
 				return
 			}
-			o.take(&r)
+			o.missed += r.Missed
+			o.take(r.Record)
 		case <-tick.C:
 			o.open(ctx)
 		}
@@ -240,7 +228,7 @@ func (o *observer) open(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	for _, path := range []string{"/connections", "/tunnels"} {
-		var open []record
+		var open []proxy.Record
 		if err := o.get(ctx, path, func(d *json.Decoder) error { return d.Decode(&open) }); err != nil {
 			continue // the next time, or its end, tells
 		}

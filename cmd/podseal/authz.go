@@ -56,22 +56,16 @@ func (o *authzOptions) run(ctx context.Context, s streams, k *kube, name string)
 	if err := oneOf("output", o.output, "table", "json", "yaml"); err != nil {
 		return err
 	}
-	if o.namespace == "" {
-		o.namespace = k.namespace()
-	}
+	k.fillIn(&o.namespace)
 	objects, err := readPolicies(o.files, s, o.namespace)
 	if err != nil {
 		return err
 	}
-	l, err := k.look(ctx, s.err)
+	l, v, err := k.lookAt(ctx, s.err, "", controlplane.PartPods)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	v, err := l.view(ctx, "", controlplane.PartPods)
-	if err != nil {
-		return err
-	}
 	pods, err := findAny(v.Pods, name, o.namespace)
 	if err != nil {
 		return err

@@ -88,19 +88,17 @@ func (o *canOptions) run(ctx context.Context, s streams, k *kube, source, destin
 	if err := errors.Join(oneOf("output", o.output, "table", "json", "yaml"), errRequest); err != nil {
 		return err
 	}
-	if o.namespace == "" {
-		o.namespace = k.namespace()
-	}
+	k.fillIn(&o.namespace)
 	objects, err := readPolicies(o.files, s, o.namespace)
 	if err != nil {
 		return err
 	}
-	l, err := k.look(ctx, s.err)
+	l, v, err := k.lookAt(ctx, s.err, "", controlplane.PartPods)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	answers, err := o.ask(ctx, l, source, destination, &controlplane.ExplainRequest{Port: o.port, Request: request, Objects: objects})
+	answers, err := o.ask(ctx, l, v, source, destination, &controlplane.ExplainRequest{Port: o.port, Request: request, Objects: objects})
 	if err != nil {
 		return err
 	}
@@ -118,11 +116,7 @@ func (o *canOptions) run(ctx context.Context, s streams, k *kube, source, destin
 	return nil
 }
 
-func (o *canOptions) ask(ctx context.Context, l *looker, source, destination string, q *controlplane.ExplainRequest) ([]explain.Answer, error) {
-	v, err := l.view(ctx, "", controlplane.PartPods)
-	if err != nil {
-		return nil, err
-	}
+func (o *canOptions) ask(ctx context.Context, l *looker, v *controlplane.View, source, destination string, q *controlplane.ExplainRequest) ([]explain.Answer, error) {
 	from, errFrom := findPods(v.Pods, source, o.namespace)
 	to, service, errTo := findTargets(v.Pods, destination, o.namespace)
 	if err := errors.Join(errFrom, errTo); err != nil {

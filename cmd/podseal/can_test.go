@@ -55,7 +55,7 @@ func TestCan(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		answers, err := tc.o.ask(t.Context(), asLooker(t, withServices()), tc.source, tc.destination, &controlplane.ExplainRequest{Request: request})
+		answers, err := tc.o.ask(t.Context(), asLooker(t, withServices()), withServices(), tc.source, tc.destination, &controlplane.ExplainRequest{Request: request})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -69,7 +69,7 @@ func TestCan(t *testing.T) {
 		}
 	}
 	for _, tc := range []struct{ destination, want string }{{"shop/aip", "Did you mean shop/api?"}, {"service/shop/apj", "Did you mean shop/api?"}, {"pod/shop/api-2", "Did you mean pod/shop/api-1"}} {
-		_, err := (&canOptions{}).ask(t.Context(), asLooker(t, withServices()), "shop/web", tc.destination, &controlplane.ExplainRequest{})
+		_, err := (&canOptions{}).ask(t.Context(), asLooker(t, withServices()), withServices(), "shop/web", tc.destination, &controlplane.ExplainRequest{})
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v", tc.destination, err)
 		}
@@ -99,7 +99,7 @@ items:
 	if err != nil || len(objects) != 2 || objects[0].GetNamespace() != "shop" || objects[1].GetNamespace() != "x" || !strings.Contains(notes.String(), "Deployment shop/d is left out") {
 		t.Errorf("%v %v %s", objects, err, notes.String())
 	}
-	answers, err := (&canOptions{}).ask(t.Context(), asLooker(t, testView()), "shop/web", "shop/api", &controlplane.ExplainRequest{Objects: objects})
+	answers, err := (&canOptions{}).ask(t.Context(), asLooker(t, testView()), testView(), "shop/web", "shop/api", &controlplane.ExplainRequest{Objects: objects})
 	if err != nil || answers[0].Because != "shop/a" {
 		t.Errorf("%+v %v", answers, err)
 	}

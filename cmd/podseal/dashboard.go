@@ -220,7 +220,7 @@ func (d *dashboardServer) data(ctx context.Context) (*dashboardData, error) {
 	if err != nil {
 		return nil, err
 	}
-	doc := &dashboardData{Replicas: v.Replica, Time: v.Now, Pods: v.Pods, Proxies: v.Proxies, Edges: edges.Build(v.Edges), NotObserved: []string{}}
+	doc := &dashboardData{Replicas: v.Replica, Time: v.Now, Pods: v.Pods, Proxies: v.Proxies, Edges: edges.Build(v.Edges), NotObserved: coverageOf(v).notObserved}
 	if time.Since(d.analyzed) > findingsEvery {
 		d.findings, d.why = d.analyze(ctx)
 		d.analyzed = time.Now()
@@ -232,15 +232,6 @@ func (d *dashboardServer) data(ctx context.Context) (*dashboardData, error) {
 		doc.Findings = []analysis.Message{}
 	}
 	doc.Strict = strict.Judge(controlplane.StrictInput(v, strictWindow, d.hooks), func(string, string) bool { return true })
-	told := map[string]bool{}
-	for i := range v.Edges {
-		told[v.Edges[i].Pod] = true
-	}
-	for i := range v.Pods {
-		if name := v.Pods[i].Namespace + "/" + v.Pods[i].Name; !told[name] {
-			doc.NotObserved = append(doc.NotObserved, name)
-		}
-	}
 	if doc.Pods == nil {
 		doc.Pods = []controlplane.PodView{}
 	}

@@ -72,15 +72,11 @@ func (o *podOptions) describe(ctx context.Context, s streams, k *kube, kind, nam
 	case namespace == "":
 		namespace = k.namespace()
 	}
-	l, err := k.look(ctx, s.err)
+	l, v, err := k.lookAt(ctx, s.err, namespace)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	v, err := l.view(ctx, namespace)
-	if err != nil {
-		return err
-	}
 	d, err := describeFrom(v, full, namespace, name)
 	if err != nil {
 		return err

@@ -120,18 +120,8 @@ func (o *edgesOptions) ask(ctx context.Context, l *looker) (*edgesList, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := &edgesList{Replicas: v.Replica, Time: v.Now, NotObserved: []string{}}
-	reporting := map[string]bool{}
-	for i := range v.Edges {
-		reporting[v.Edges[i].Pod] = true
-	}
-	for i := range v.Pods {
-		if name := v.Pods[i].Namespace + "/" + v.Pods[i].Name; reporting[name] {
-			list.Observed++
-		} else {
-			list.NotObserved = append(list.NotObserved, name)
-		}
-	}
+	seen := coverageOf(v)
+	list := &edgesList{Replicas: v.Replica, Time: v.Now, Observed: seen.observed, NotObserved: seen.notObserved}
 	if o.namespace != "" && len(v.Pods)+len(v.Edges) == 0 {
 		return nil, codedError{fmt.Errorf("nothing is known of namespace %q: no pod is there, and none was seen", o.namespace), exitNoInput}
 	}
@@ -152,6 +142,37 @@ func (o *edgesOptions) ask(ctx context.Context, l *looker) (*edgesList, error) {
 	}
 	list.Edges = o.filter(all, v.Now)
 	return list, nil
+}
+
+// coverage says of which pods a proxy tells, and of which none does.
+type coverage struct {
+	observed    int
+	notObserved []string // all of which no proxy tells; never nil
+	silent      []string // of them, those in the mesh
+	outside     []string // and those that aren't
+}
+
+func coverageOf(v *controlplane.View) coverage {
+	c := coverage{notObserved: []string{}}
+	reporting := make(map[string]bool, len(v.Edges))
+	for i := range v.Edges {
+		reporting[v.Edges[i].Pod] = true
+	}
+	for i := range v.Pods {
+		p := &v.Pods[i]
+		name := p.Namespace + "/" + p.Name
+		switch {
+		case reporting[name]:
+			c.observed++
+			continue
+		case p.Mesh:
+			c.silent = append(c.silent, name)
+		default:
+			c.outside = append(c.outside, name)
+		}
+		c.notObserved = append(c.notObserved, name)
+	}
+	return c
 }
 
 // ofPod keeps what one pod's proxy saw in one direction.
@@ -302,16 +323,8 @@ func (o *edgesOptions) printFresh(s streams, fresh edges.Graph, now time.Time, h
 }
 
 func (o *edgesOptions) print(s streams, list *edgesList) error {
-	switch o.output {
-	case "json":
-		return writeJSON(s.out, list)
-	case "yaml":
-		text, err := yaml.Marshal(list)
-		if err != nil {
-			return err
-		}
-		_, err = s.out.Write(text)
-		return err
+	if o.output == "json" || o.output == "yaml" {
+		return writeDocument(s, o.output, list)
 	}
 	if len(list.Edges) == 0 {
 		fmt.Fprintln(s.err, "No edges were seen.")

@@ -57,6 +57,13 @@ func (k *kube) namespace() string {
 	return ns
 }
 
+// fillIn makes an empty namespace the one of the kubeconfig's context.
+func (k *kube) fillIn(namespace *string) {
+	if *namespace == "" {
+		*namespace = k.namespace()
+	}
+}
+
 // client talks to the API server itself.
 func (k *kube) client(warnings io.Writer) (client.Client, *rest.Config, error) {
 	ctrl.SetLogger(logr.Discard())

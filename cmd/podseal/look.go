@@ -102,6 +102,21 @@ func (k *kube) look(ctx context.Context, notes io.Writer) (*looker, error) {
 	return l, nil
 }
 
+// lookAt opens a way to each replica and asks for parts of a namespace, or of all.
+// Callers close the looker.
+func (k *kube) lookAt(ctx context.Context, notes io.Writer, namespace string, parts ...string) (*looker, *controlplane.View, error) {
+	l, err := k.look(ctx, notes)
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := l.view(ctx, namespace, parts...)
+	if err != nil {
+		l.close()
+		return nil, nil, err
+	}
+	return l, v, nil
+}
+
 func (l *looker) close() { close(l.closed) }
 
 // note writes a note once.

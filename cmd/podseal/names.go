@@ -117,6 +117,19 @@ func findPods(pods []controlplane.PodView, name, namespace string) ([]controlpla
 	return found, nil
 }
 
+// someOf finds pods as findPods does, of many the first ones, and says so.
+func (l *looker) someOf(pods []controlplane.PodView, name, namespace string, most int, what string) ([]controlplane.PodView, error) {
+	found, err := findPods(pods, name, namespace)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > most {
+		l.note(fmt.Sprintf("%d of %d pods are %s", most, len(found), what))
+		found = found[:most]
+	}
+	return found, nil
+}
+
 // findTargets finds what may be talked to: as findPods, or the pods that a service
 // leads to, by service/[NAMESPACE/]NAME, which is returned too.
 func findTargets(pods []controlplane.PodView, name, namespace string) (found []controlplane.PodView, service string, err error) {

@@ -296,21 +296,8 @@ func contentOf(statements []controlplane.Statement) *reportContent {
 		}
 	}
 	c.View = joinViews(views)
-	told := map[string]bool{}
-	for i := range c.View.Edges {
-		told[c.View.Edges[i].Pod] = true
-	}
-	for i := range c.View.Pods {
-		p := &c.View.Pods[i]
-		switch name := p.Namespace + "/" + p.Name; {
-		case told[name]:
-			c.Reporting++
-		case p.Mesh:
-			c.Unobserved = append(c.Unobserved, name)
-		default:
-			c.Outside = append(c.Outside, name)
-		}
-	}
+	seen := coverageOf(c.View)
+	c.Reporting, c.Unobserved, c.Outside = seen.observed, seen.silent, seen.outside
 	for _, l := range edges.Build(c.View.Edges) {
 		_, n := l.Of(func(*edges.Share) bool { return true })
 		c.Links = append(c.Links, reportLink{l, strings.TrimPrefix(secured(&l), "√ "), refusals(l.Refusals()), n})

@@ -56,15 +56,11 @@ func (o *statusOptions) run(ctx context.Context, s streams, k *kube) error {
 	if err := oneOf("output", o.output, "table", "json", "yaml"); err != nil {
 		return err
 	}
-	l, err := k.look(ctx, s.err)
+	l, v, err := k.lookAt(ctx, s.err, o.namespace, controlplane.PartProxies, controlplane.PartPods)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	v, err := l.view(ctx, o.namespace, controlplane.PartProxies, controlplane.PartPods)
-	if err != nil {
-		return err
-	}
 	captured, err := captures(ctx, l.client, o.namespace)
 	if err != nil {
 		l.note("what is known of capture is missing: " + err.Error())
@@ -209,21 +205,15 @@ func (o *podOptions) identity(ctx context.Context, s streams, k *kube, name stri
 	if err := oneOf("output", o.output, "text", "json", "yaml"); err != nil {
 		return err
 	}
-	if o.namespace == "" {
-		o.namespace = k.namespace()
-	}
+	k.fillIn(&o.namespace)
 	if ns, _, ok := strings.Cut(name, "/"); ok {
 		o.namespace = ns
 	}
-	l, err := k.look(ctx, s.err)
+	l, v, err := k.lookAt(ctx, s.err, o.namespace, controlplane.PartProxies, controlplane.PartPods)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	v, err := l.view(ctx, o.namespace, controlplane.PartProxies, controlplane.PartPods)
-	if err != nil {
-		return err
-	}
 	pod, err := findPod(v.Pods, name, o.namespace)
 	if err != nil {
 		return err

@@ -93,25 +93,15 @@ func (o *tapOptions) run(ctx context.Context, s streams, k *kube, target string)
 	if err := errors.Join(oneOf("output", o.output, "table", "json"), oneOf("direction", o.direction, "", "inbound", "outbound")); err != nil {
 		return err
 	}
-	if o.namespace == "" {
-		o.namespace = k.namespace()
-	}
-	l, err := k.look(ctx, s.err)
+	k.fillIn(&o.namespace)
+	l, v, err := k.lookAt(ctx, s.err, "", controlplane.PartPods)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	v, err := l.view(ctx, "", controlplane.PartPods)
+	targets, err := l.someOf(v.Pods, target, o.namespace, maxTapped, "followed")
 	if err != nil {
 		return err
-	}
-	targets, err := findPods(v.Pods, target, o.namespace)
-	if err != nil {
-		return err
-	}
-	if len(targets) > maxTapped {
-		l.note(fmt.Sprintf("%d of %d pods are followed", maxTapped, len(targets)))
-		targets = targets[:maxTapped]
 	}
 	if o.output == "table" && slices.ContainsFunc(targets, func(p controlplane.PodView) bool { return p.Mesh }) {
 		fmt.Fprintf(s.out, tapFormat, "ENDED", "POD", "DIR", "PEER", "TO", "SECURITY", "SENT", "RECEIVED", "TIME", "REASON")

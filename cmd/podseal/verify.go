@@ -92,25 +92,15 @@ func (o *verifyOptions) run(ctx context.Context, s streams, k *kube, target stri
 	if o.length <= 0 || o.length > time.Hour {
 		return usageError{fmt.Errorf("--for %s: want more than 0 and at most 1h", o.length)}
 	}
-	if o.namespace == "" {
-		o.namespace = k.namespace()
-	}
-	l, err := k.look(ctx, s.err)
+	k.fillIn(&o.namespace)
+	l, v, err := k.lookAt(ctx, s.err, "", controlplane.PartPods)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	v, err := l.view(ctx, "", controlplane.PartPods)
+	targets, err := l.someOf(v.Pods, target, o.namespace, maxVerified, "observed")
 	if err != nil {
 		return err
-	}
-	targets, err := findPods(v.Pods, target, o.namespace)
-	if err != nil {
-		return err
-	}
-	if len(targets) > maxVerified {
-		l.note(fmt.Sprintf("%d of %d pods are observed", maxVerified, len(targets)))
-		targets = targets[:maxVerified]
 	}
 	pcap, err := o.openPcap(targets)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/workload"
@@ -19,24 +20,13 @@ type entrySet struct {
 
 func buildEntries(c Cluster, verdicts Verdicts) *entrySet {
 	s := &entrySet{}
+	read := func(obj *unstructured.Unstructured) (serviceEntry, *reader) {
+		return readServiceEntry(obj, c.Settings.ClusterDomain)
+	}
 	for _, obj := range c.ServiceEntries {
-		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
-			continue // another control plane's: contract 1.37
-		}
-		key := Key{KindServiceEntry, obj.GetNamespace(), obj.GetName()}
-		e, r := readServiceEntry(obj, c.Settings.ClusterDomain)
-		if len(r.faults) > 0 {
-			verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(r.faults) + " · it is left out"}
-			last := c.LastGood[key]
-			if last == nil {
-				continue
-			}
-			good, again := readServiceEntry(last, c.Settings.ClusterDomain)
-			if len(again.faults) > 0 {
-				continue
-			}
-			verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(r.faults) + " · the last good version stays in force"}
-			e = good
+		e, ok := readInForce(&c, KindServiceEntry, obj, verdicts, read)
+		if !ok {
+			continue
 		}
 		e.identify(c.Settings.TrustDomain)
 		s.all = append(s.all, e)

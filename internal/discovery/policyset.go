@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"podseal.io/podseal/internal/policy"
 )
@@ -41,21 +40,11 @@ func buildPolicies(c Cluster, verdicts Verdicts) *policySet {
 	s := &policySet{root: c.RootNamespace, scopes: map[string]*scope{}, tally: map[Key]*tally{}}
 	own := map[string][]policy.PeerAuthentication{}
 	for _, obj := range c.PeerAuthentications {
-		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
-			continue // another control plane's: contract 1.37
+		p, ok := readInForce(&c, KindPeerAuthentication, obj, verdicts, readPeerAuthentication)
+		if !ok {
+			continue
 		}
-		key := Key{KindPeerAuthentication, obj.GetNamespace(), obj.GetName()}
-		p, r := readPeerAuthentication(obj)
-		if len(r.faults) > 0 {
-			verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(r.faults) + " · it is left out"}
-			last, ok := readLastGood(c.LastGood[key])
-			if !ok {
-				continue
-			}
-			verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(r.faults) + " · the last good version stays in force"}
-			p = last
-		}
-		s.tally[key] = &tally{policy: p}
+		s.tally[keyOf(&p)] = &tally{policy: p}
 		own[p.Namespace] = append(own[p.Namespace], p)
 	}
 	s.mesh = own[s.root]
@@ -65,14 +54,6 @@ func buildPolicies(c Cluster, verdicts Verdicts) *policySet {
 		}
 	}
 	return s
-}
-
-func readLastGood(obj *unstructured.Unstructured) (policy.PeerAuthentication, bool) {
-	if obj == nil {
-		return policy.PeerAuthentication{}, false
-	}
-	p, r := readPeerAuthentication(obj)
-	return p, len(r.faults) == 0
 }
 
 func (s *policySet) add(ns string, own []policy.PeerAuthentication) *scope {

@@ -21,22 +21,13 @@ type ruleSet struct {
 
 func buildRules(c Cluster, verdicts Verdicts) *ruleSet {
 	s := &ruleSet{selective: map[string][]*destinationRule{}, selected: map[string]int{}}
+	read := func(obj *unstructured.Unstructured) (destinationRule, *reader) {
+		return readDestinationRule(obj, c.Settings.ClusterDomain)
+	}
 	for _, obj := range c.DestinationRules {
-		if rev := obj.GetLabels()[labelRevision]; rev != "" && !c.Settings.Serves(rev) {
-			continue // another control plane's: contract 1.37
+		if d, ok := readInForce(&c, KindDestinationRule, obj, verdicts, read); ok {
+			s.all = append(s.all, d)
 		}
-		key := Key{KindDestinationRule, obj.GetNamespace(), obj.GetName()}
-		d, r := readDestinationRule(obj, c.Settings.ClusterDomain)
-		if len(r.faults) > 0 {
-			verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(r.faults) + " · it is left out"}
-			last, ok := lastGoodRule(c.LastGood[key], c.Settings.ClusterDomain)
-			if !ok {
-				continue
-			}
-			verdicts[key] = Verdict{Reason: ReasonInvalid, Message: Describe(r.faults) + " · the last good version stays in force"}
-			d = last
-		}
-		s.all = append(s.all, d)
 	}
 	slices.SortFunc(s.all, func(a, b destinationRule) int {
 		if c := a.rule.Created.Compare(b.rule.Created); c != 0 {
@@ -50,14 +41,6 @@ func buildRules(c Cluster, verdicts Verdicts) *ruleSet {
 		}
 	}
 	return s
-}
-
-func lastGoodRule(obj *unstructured.Unstructured, clusterDomain string) (destinationRule, bool) {
-	if obj == nil {
-		return destinationRule{}, false
-	}
-	d, r := readDestinationRule(obj, clusterDomain)
-	return d, len(r.faults) == 0
 }
 
 func (d *destinationRule) name() string { return d.rule.Namespace + "/" + d.rule.Name }
