@@ -6,11 +6,12 @@ export PATH := $(CURDIR)/bin/tools:$(PATH)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 CLUSTER ?= podseal
 NODES   ?= 2
+SOAK    ?= 1h
 GOBUILD  = CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace -ldflags "-s -w -buildid= -X podseal.io/podseal/internal/version.Version=$(VERSION)"
 GOTEST   = go test -timeout 15m
 IMAGES   = bin/images
 
-.PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e lint gen gen-check bench bench-data bench-programs bench-micro fuzz setup FORCE
+.PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e soak lint gen gen-check bench bench-data bench-programs bench-micro fuzz setup FORCE
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +48,9 @@ test-unit: setup ## packages, with the race detector
 test-netns: setup ## the data plane between network namespaces, and the bench in small (root)
 	@./hack/setup protocols
 	$(GOTEST) -count=1 ./test/netns/... ./test/bench/...
+
+soak: setup ## traffic, attacks and faults for an hour (SOAK=15m is shorter); ends with what it began with (root)
+	go test -count=1 -v -timeout 24h -run '^TestSoak$$' ./test/netns -soak $(SOAK)
 
 test-hack: setup ## the local cluster and the image builder (root)
 	cd hack/images && $(GOTEST) -count=1 ./...

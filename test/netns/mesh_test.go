@@ -46,6 +46,11 @@ type mesh struct {
 	program string
 	world   *meshtest.World
 	store   *xds.Store
+
+	issuer  *ca.Issuer
+	serving tls.Certificate
+	// restart takes the control plane away and starts another; one at a time
+	restart func(meanwhile func())
 }
 
 // newMesh starts the control plane on the node.
@@ -73,10 +78,24 @@ func newMesh(t *testing.T) *mesh {
 	m.world = meshtest.NewWorld(root)
 	m.write(t, "root-cert.pem", root)
 
-	g := grpc.NewServer(append(xds.ServerOptions(), grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{serving}})))...)
+	m.issuer, m.serving = issuer, serving
+	stop := m.control(t)
+	t.Cleanup(func() { stop() })
+	m.restart = func(meanwhile func()) {
+		stop()
+		meanwhile()
+		stop = m.control(t)
+	}
+	return m
+}
+
+// control starts a control plane and returns what ends it.
+func (m *mesh) control(t *testing.T) (stop func()) {
+	t.Helper()
+	g := grpc.NewServer(append(xds.ServerOptions(), grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{m.serving}})))...)
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ca.NewServer(ca.ServerConfig{
-		Issuer:      func() (*ca.Issuer, error) { return issuer, nil },
+		Issuer:      func() (*ca.Issuer, error) { return m.issuer, nil },
 		Review:      review,
 		TrustDomain: func() string { return meshtest.TrustDomain },
 		Now:         time.Now, Log: log,
@@ -88,15 +107,14 @@ func newMesh(t *testing.T) *mesh {
 	l := m.listen(t, ":15012")
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(l) }()
-	t.Cleanup(func() {
+	return func() {
 		server.Shutdown()
 		g.Stop()
 		server.Wait()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-	})
-	return m
+	}
 }
 
 // review takes the token for the name of the pod, and that for its account's.
@@ -135,8 +153,9 @@ func (m *mesh) tell(t testing.TB) {
 	}
 }
 
-// inject captures the pod's traffic and runs its proxy, as the two containers do.
-func (m *mesh) inject(t *testing.T, p *pod, name string) {
+// inject captures the pod's traffic and runs its proxy, as the two containers do. It
+// returns the proxy's process.
+func (m *mesh) inject(t *testing.T, p *pod, name string, env ...string) int {
 	t.Helper()
 	p.root(t, func() error {
 		init := exec.CommandContext(t.Context(), m.program, "capture", "-p", "15001", "-z", "15006", "-u", "1337",
@@ -149,7 +168,7 @@ func (m *mesh) inject(t *testing.T, p *pod, name string) {
 	token := m.write(t, "token-"+name, []byte("shop/"+name))
 	run := exec.Command(m.program, "proxy", "sidecar", "--ca-address", net.JoinHostPort(m.near(p).String(), "15012"), "--ca-server-name", "istiod.d8-istio.svc",
 		"--root-file", filepath.Join(m.dir, "root-cert.pem"), "--token-file", token, "--drain", "100ms")
-	run.Env = []string{"POD_NAME=" + name, "POD_NAMESPACE=shop", "INSTANCE_IPS=" + ips(p)}
+	run.Env = append([]string{"POD_NAME=" + name, "POD_NAMESPACE=shop", "INSTANCE_IPS=" + ips(p)}, env...)
 	run.Stdout, run.Stderr = t.Output(), t.Output()
 	run.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1337, Gid: 1337}}
 	p.root(t, run.Start)
@@ -168,6 +187,7 @@ func (m *mesh) inject(t *testing.T, p *pod, name string) {
 		}
 		return err
 	})
+	return run.Process.Pid
 }
 
 // near is the node's address of the first family that a pod has.

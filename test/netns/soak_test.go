@@ -1,0 +1,582 @@
+package netns
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/workload"
+)
+
+var soakFor = flag.Duration("soak", 8*time.Second, "how long TestSoak lasts; make soak takes an hour")
+
+// soak is a mesh with traffic of all kinds, some of it hostile, in which things fail.
+type soak struct {
+	*mesh
+	client, server, outside *pod
+	webserver               *workload.Workload
+	proxies                 map[string]*subject
+	errands                 []*errand
+}
+
+// errand is what one caller does again and again.
+type errand struct {
+	name  string
+	from  *pod
+	pause time.Duration // about as long, between two
+	// what it does; an error of an honest one fails the test, that of another is what
+	// it has deserved
+	do     func(r *rand.Rand) error
+	honest bool
+	// whether it fails and succeeds in turn
+	sometimes bool
+
+	done, failed atomic.Int64
+}
+
+// subject is a proxy that must end as it began.
+type subject struct {
+	pid int
+	pod *pod
+}
+
+// usage is what a proxy holds.
+type usage struct {
+	goroutines, files int
+	kB                int // of its own: anonymous memory
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%d goroutines, %d descriptors, %d kB", u.goroutines, u.files, u.kB)
+}
+
+const (
+	soakVIP  = "10.96.0.10"
+	soakAddr = "10.88.0.12"
+	soakEcho = "7000"
+)
+
+// TestSoak: mixed traffic, hostile callers, certificates that live two minutes, a
+// policy that changes, a control plane and a network that go away. No honest
+// exchange is disturbed by any of it, and the proxies end with the goroutines,
+// descriptors and memory that they began with.
+func TestSoak(t *testing.T) {
+	s := newSoak(t)
+	began := s.usage(t)
+	// what is built once, and kept, is there after a while of the same traffic
+	s.run(t, min(*soakFor/4, 2*time.Minute))
+	warm := s.settle(t, began, nil)
+	s.run(t, *soakFor)
+	ended := s.settle(t, began, warm)
+	for name := range s.proxies {
+		t.Logf("%s: began with %s; warm: %s; ended with %s", name, began[name], warm[name], ended[name])
+	}
+	for _, e := range s.errands {
+		t.Logf("%-22s %8d done, %d ended with an error", e.name, e.done.Load(), e.failed.Load())
+		if e.done.Load() == 0 {
+			t.Errorf("%s: never done", e.name)
+		}
+		if passed := e.done.Load() - e.failed.Load(); e.sometimes && (passed == 0 || e.failed.Load() == 0) {
+			t.Errorf("%s: %d of %d passed; some must, and some must not", e.name, passed, e.done.Load())
+		}
+	}
+}
+
+func newSoak(t *testing.T) *soak {
+	t.Helper()
+	m := newMesh(t)
+	s := &soak{
+		mesh: m, client: m.attach(t, "client", "10.88.0.11", "fd88::11"), server: m.attach(t, "server", soakAddr, "fd88::12"),
+		outside: m.attach(t, "outside", "10.88.0.13", "fd88::13"),
+	}
+	m.world.Pod("shop", "client", s.client.v4)
+	s.webserver = m.world.Pod("shop", "webserver", s.server.v4)
+	m.world.Service("webserver", netip.MustParseAddrPort(soakVIP+":80"), policy.HTTP, 80, s.webserver)
+	m.world.Service("echo", netip.MustParseAddrPort(soakVIP+":"+soakEcho), policy.TCP, 7000, s.webserver)
+	m.world.Service("mail", netip.MustParseAddrPort(soakVIP+":25"), policy.Auto, 25, s.webserver)
+	m.tell(t)
+	s.serve(t)
+	env := []string{"SECRET_TTL=2m", "PODSEAL_LOG_LEVEL=warn"} // a line for each connection would be a gigabyte
+	s.proxies = map[string]*subject{
+		"client":    {m.inject(t, s.client, "client", env...), s.client},
+		"webserver": {m.inject(t, s.server, "webserver", env...), s.server},
+	}
+	s.errands = []*errand{
+		{name: "pages, kept alive", from: s.client, pause: 20 * time.Millisecond, honest: true, do: s.pages},
+		{name: "echo", from: s.client, pause: 10 * time.Millisecond, honest: true, do: s.echo(64 << 10)},
+		{name: "echo, bulk", from: s.client, pause: 400 * time.Millisecond, honest: true, do: s.echo(16 << 20)},
+		{name: "the server speaks first", from: s.client, pause: 50 * time.Millisecond, honest: true, do: s.mail},
+		{name: "connections at rest", from: s.client, pause: time.Second, honest: true, do: s.parked},
+		{name: "plaintext from outside", from: s.outside, pause: 50 * time.Millisecond, sometimes: true, do: s.plaintext},
+		{name: "reset in the middle", from: s.client, pause: 50 * time.Millisecond, do: s.reset},
+		{name: "reads slowly", from: s.client, pause: 200 * time.Millisecond, do: s.slow},
+		{name: "half a ClientHello", from: s.outside, pause: 100 * time.Millisecond, do: s.halfHello},
+		{name: "garbage", from: s.outside, pause: 50 * time.Millisecond, do: s.garbage},
+		{name: "TLS without a name", from: s.outside, pause: 100 * time.Millisecond, do: s.nameless},
+		{name: "HTTP that smuggles", from: s.client, pause: 100 * time.Millisecond, do: s.smuggler},
+		{name: "nobody listens", from: s.client, pause: 200 * time.Millisecond, do: s.nobody},
+	}
+	return s
+}
+
+// serve runs the applications: pages on 80, an echo on 7000, mail on 25.
+func (s *soak) serve(t *testing.T) {
+	t.Helper()
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		io.WriteString(w, page)
+	})}
+	pages, echo, mail := s.server.listen(t, ":80"), s.server.listen(t, ":"+soakEcho), s.server.listen(t, ":25")
+	var all sync.WaitGroup
+	all.Go(func() { web.Serve(pages) })
+	answer := func(l net.Listener, greeting string) {
+		var talks sync.WaitGroup
+		defer talks.Wait()
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			talks.Go(func() {
+				defer c.Close()
+				io.WriteString(c, greeting)
+				io.Copy(c, c)
+			})
+		}
+	}
+	all.Go(func() { answer(echo, "") })
+	all.Go(func() { answer(mail, greeting) })
+	t.Cleanup(func() { web.Close(); echo.Close(); mail.Close(); all.Wait() })
+}
+
+// run lets everything happen for a while, until all of it has ended.
+func (s *soak) run(t *testing.T, d time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	var all sync.WaitGroup
+	for i, e := range s.errands {
+		all.Go(func() {
+			if err := e.from.try(app, func() error { return e.repeat(ctx, rand.New(rand.NewPCG(uint64(i), uint64(d)))) }); err != nil {
+				t.Errorf("%s: %v", e.name, err)
+			}
+		})
+	}
+	all.Go(func() { s.trouble(ctx, t) })
+	all.Go(func() { s.watch(ctx, t) })
+	all.Wait()
+}
+
+// repeat does an errand until the time is over, or an honest one fails.
+func (e *errand) repeat(ctx context.Context, r *rand.Rand) error {
+	for {
+		err := e.do(r)
+		e.done.Add(1)
+		if err != nil {
+			e.failed.Add(1)
+			if e.honest {
+				return err
+			}
+		}
+		if !rest(ctx, e.pause/2+rand.N(e.pause)) {
+			return nil
+		}
+	}
+}
+
+// rest reports false when the time is over.
+func rest(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// trouble is what happens to a mesh: STRICT comes and goes, the control plane is
+// away for some seconds, the network for one.
+func (s *soak) trouble(ctx context.Context, t *testing.T) {
+	for i := 1; rest(ctx, 1500*time.Millisecond); i++ {
+		s.webserver.Modes.Default = policy.Strict
+		if i%2 == 0 {
+			s.webserver.Modes.Default = policy.Permissive
+		}
+		s.tell(t)
+		switch {
+		case i%20 == 3:
+			s.restart(func() { rest(ctx, 3*time.Second) })
+		case i%10 == 2:
+			s.link(t, false)
+			rest(ctx, time.Second)
+			s.link(t, true)
+		}
+	}
+}
+
+// link takes the server's pod off the network, or puts it back.
+func (s *soak) link(t *testing.T, up bool) {
+	if err := s.try(identity{}, func() error {
+		l, err := netlink.LinkByName("veth-server")
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(l)
+		}
+		return netlink.LinkSetDown(l)
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// watch tells what the proxies hold, a few times a run.
+func (s *soak) watch(ctx context.Context, t *testing.T) {
+	for began := time.Now(); rest(ctx, max(*soakFor/20, time.Second)); {
+		for name, p := range s.proxies {
+			u, err := p.usage()
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			t.Logf("%4.0f s, %s: %s", time.Since(began).Seconds(), name, u)
+		}
+	}
+}
+
+// settle waits until the proxies hold no more goroutines and descriptors than they
+// began with, and hardly more memory than when they were warm: what they keep for
+// reuse is given up after 40 s, and memory goes back to the system after 30.
+func (s *soak) settle(t *testing.T, began, warm map[string]usage) map[string]usage {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for {
+		now, over := s.usage(t), ""
+		for name, b := range began {
+			u, w := now[name], warm[name]
+			if u.goroutines > b.goroutines || u.files > b.files || warm != nil && u.kB > w.kB+w.kB/10+1024 {
+				over += fmt.Sprintf("%s: %s; began with %s; warm: %s\n", name, u, b, w)
+			}
+		}
+		if over == "" {
+			return now
+		}
+		if !rest(ctx, 500*time.Millisecond) {
+			t.Fatalf("after two minutes of rest:\n%s", over)
+		}
+	}
+}
+
+func (s *soak) usage(t *testing.T) map[string]usage {
+	t.Helper()
+	all := map[string]usage{}
+	for name, p := range s.proxies {
+		u, err := p.usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[name] = u
+	}
+	return all
+}
+
+var goroutines = regexp.MustCompile(`(?m)^go_goroutines (\d+)`)
+
+func (p *subject) usage() (usage, error) {
+	var u usage
+	res, body, err := fetchPath(p.pod, "127.0.0.1:15020", "/stats/prometheus")
+	if err != nil {
+		return u, err
+	}
+	found := goroutines.FindStringSubmatch(body)
+	if found == nil {
+		return u, fmt.Errorf("status %s, and no count of goroutines", res.Status)
+	}
+	if u.goroutines, err = strconv.Atoi(found[1]); err != nil {
+		return u, err
+	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.pid))
+	if err != nil {
+		return u, err
+	}
+	u.files = len(files)
+	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.pid))
+	if err != nil {
+		return u, err
+	}
+	_, rest, _ := strings.Cut(string(smaps), "Anonymous:")
+	_, err = fmt.Sscanf(rest, "%d kB", &u.kB)
+	return u, err
+}
+
+func dialSoak(address string) (*net.TCPConn, error) {
+	c, err := net.DialTimeout("tcp", address, deadline)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(3 * deadline))
+}
+
+func (s *soak) pages(r *rand.Rand) error {
+	c, err := dialSoak(soakVIP + ":80")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	br := bufio.NewReader(c)
+	for range 1 + r.IntN(20) {
+		body := make([]byte, r.IntN(20_000))
+		if _, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: webserver\r\nContent-Length: %d\r\n\r\n%s", len(body), body); err != nil {
+			return err
+		}
+		res, err := http.ReadResponse(br, nil)
+		if err != nil {
+			return err
+		}
+		got, err := io.ReadAll(res.Body)
+		if err != nil || string(got) != page {
+			return fmt.Errorf("%s: %q, %w", res.Status, got, err)
+		}
+	}
+	return nil
+}
+
+// echo sends up to so many bytes and closes that direction; all must come back.
+func (s *soak) echo(most int) func(r *rand.Rand) error {
+	return func(r *rand.Rand) error {
+		c, err := dialSoak(soakVIP + ":" + soakEcho)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		sent := make([]byte, 1+r.IntN(most))
+		for i := range sent {
+			sent[i] = byte(i ^ i>>8 ^ i>>16)
+		}
+		wrote := make(chan error, 1)
+		go func() {
+			_, err := c.Write(sent)
+			wrote <- errors.Join(err, c.CloseWrite())
+		}()
+		got, err := io.ReadAll(c)
+		if err := errors.Join(err, <-wrote); err != nil {
+			return err
+		}
+		if !bytes.Equal(got, sent) {
+			return fmt.Errorf("%d bytes came back of %d, or others", len(got), len(sent))
+		}
+		return nil
+	}
+}
+
+func (s *soak) mail(*rand.Rand) error {
+	said, err := greet(s.client, soakVIP+":25")
+	if err == nil && said != greeting+"QUIT" {
+		err = fmt.Errorf("%q", said)
+	}
+	return err
+}
+
+// parked holds connections that say something and then nothing for a while.
+func (s *soak) parked(r *rand.Rand) error {
+	var held []*net.TCPConn
+	defer func() {
+		for _, c := range held {
+			c.Close()
+		}
+	}()
+	say := func(c *net.TCPConn) error {
+		b := []byte("are you there?")
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, b)
+		return err
+	}
+	for range 50 {
+		c, err := dialSoak(soakAddr + ":" + soakEcho)
+		if err != nil {
+			return err
+		}
+		held = append(held, c)
+		if err := say(c); err != nil {
+			return err
+		}
+	}
+	rest(context.Background(), min(time.Duration(r.IntN(15_000))*time.Millisecond, *soakFor/4))
+	for _, c := range held {
+		if err := say(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plaintext gets the whole page or nothing.
+func (s *soak) plaintext(*rand.Rand) error {
+	_, body, err := fetch(s.outside, soakAddr+":80")
+	if err == nil && body != page {
+		return fmt.Errorf("%q", body)
+	}
+	return err
+}
+
+func (s *soak) reset(r *rand.Rand) error {
+	c, err := dialSoak(soakVIP + ":" + soakEcho)
+	if err != nil {
+		return err
+	}
+	_, err = c.Write(make([]byte, r.IntN(200_000)))
+	_, rerr := c.Read(make([]byte, 1000))
+	return errors.Join(err, rerr, c.SetLinger(0), c.Close())
+}
+
+func (s *soak) slow(*rand.Rand) error {
+	c, err := dialSoak(soakVIP + ":" + soakEcho)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return err
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, 4<<20))
+		wrote <- err
+	}()
+	b := make([]byte, 1)
+	for err == nil {
+		_, err = c.Read(b)
+		rest(context.Background(), 100*time.Millisecond)
+	}
+	return errors.Join(err, <-wrote)
+}
+
+// hello is a ClientHello that somebody in the mesh could have sent.
+func hello() []byte {
+	client, server := net.Pipe()
+	defer server.Close()
+	go func() {
+		defer client.Close()
+		tls.Client(client, &tls.Config{ServerName: "outbound_.80_._.webserver.shop.svc.cluster.local", NextProtos: []string{"istio"}}).Handshake()
+	}()
+	b := make([]byte, 4096)
+	n, err := server.Read(b)
+	if err != nil {
+		return nil
+	}
+	return b[:n]
+}
+
+func (s *soak) halfHello(r *rand.Rand) error {
+	b := hello()
+	return s.say(b[:1+r.IntN(len(b)-1)], time.Duration(r.IntN(2000))*time.Millisecond)
+}
+
+func (s *soak) garbage(r *rand.Rand) error {
+	b := make([]byte, 1+r.IntN(3000))
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	if r.IntN(2) == 0 { // something that begins as TLS does
+		copy(b, []byte{22, 3, 1})
+	}
+	return s.say(b, 0)
+}
+
+// say sends something to a port of the pod and waits, for a while at most, for what comes of it.
+func (s *soak) say(b []byte, pause time.Duration) error {
+	c, err := dialSoak(net.JoinHostPort(soakAddr, []string{"80", soakEcho, "25"}[len(b)%3]))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Write(b); err != nil {
+		return err
+	}
+	rest(context.Background(), pause)
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, c)
+	return err
+}
+
+func (s *soak) nameless(*rand.Rand) error {
+	c, err := dialSoak(soakAddr + ":" + soakEcho)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// an attacker, who trusts anybody
+	client := tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"istio"}})
+	if err := client.Handshake(); err != nil {
+		return err
+	}
+	_, err = client.Read(make([]byte, 1))
+	return err
+}
+
+func (s *soak) smuggler(r *rand.Rand) error {
+	c, err := dialSoak(soakVIP + ":80")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	heads := []string{
+		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+		"GET / HTTP/1.1\nHost: a\n\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 100_000) + "\r\n\r\n",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + strings.Repeat("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678", 5000),
+	}
+	if _, err := io.WriteString(c, heads[r.IntN(len(heads))]); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, c)
+	return err
+}
+
+func (s *soak) nobody(r *rand.Rand) error {
+	c, err := dialSoak([]string{soakAddr + ":9", "10.88.0.99:80", "10.96.0.10:81"}[r.IntN(3)])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte("hello?")); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		return err
+	}
+	_, err = io.Copy(io.Discard, c)
+	return err
+}
