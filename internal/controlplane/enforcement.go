@@ -137,13 +137,17 @@ func resourceOf(key discovery.Key, pod string) (typeURL, name string) {
 		return wire.TypeDestinationRule, key.Namespace + "/" + key.Name
 	case discovery.KindServiceEntry:
 		return wire.TypeServiceEntry, key.Namespace + "/" + key.Name
+	case discovery.KindRequestAuthentication:
+		return wire.TypeRequestAuthentication, key.Namespace + "/" + key.Name
 	default: // modes are part of what is told of the pod
 		return wire.TypeWorkload, pod
 	}
 }
 
 // enforceable are the kinds of which it is known which proxies are to enforce them.
-var enforceable = []string{discovery.KindPeerAuthentication, discovery.KindAuthorizationPolicy, discovery.KindDestinationRule}
+var enforceable = []string{
+	discovery.KindPeerAuthentication, discovery.KindAuthorizationPolicy, discovery.KindRequestAuthentication, discovery.KindDestinationRule, discovery.KindServiceEntry,
+}
 
 // passedOver are the verdicts of objects that proxies aren't told of.
 var passedOver = []string{discovery.ReasonShadowed, discovery.ReasonNoEffect, discovery.ReasonUnencoded}

@@ -72,6 +72,51 @@ func TestEnforcedCondition(t *testing.T) {
 	}
 }
 
+// Each kind of policy says by how many of the proxies that it is for it is enforced,
+// and asks them for the resource that tells of it.
+func TestEnforcedKinds(t *testing.T) {
+	base, _ := testEnforcement(nil)
+	c := *base.cluster()
+	c.RequestAuthentications = append(c.RequestAuthentications,
+		specified(discovery.KindRequestAuthentication, "shop", "tokens", map[string]any{"selector": map[string]any{"matchLabels": map[string]any{"app": "api"}}}),
+		specified(discovery.KindRequestAuthentication, "shop", "gateway", map[string]any{"targetRef": map[string]any{"kind": "Gateway", "name": "g", "group": "gateway.networking.k8s.io"}}))
+	c.ServiceEntries = append(c.ServiceEntries,
+		specified(discovery.KindServiceEntry, "shop", "out", map[string]any{"hosts": []any{"a.example"}, "exportTo": []any{"."}, "ports": []any{map[string]any{"number": int64(80), "name": "http", "protocol": "HTTP"}}}),
+		specified(discovery.KindServiceEntry, "shop", "wrong", map[string]any{"hosts": []any{"*"}}))
+	c.DestinationRules = append(c.DestinationRules, specified(discovery.KindDestinationRule, "shop", "nobody", map[string]any{"host": "nobody.example"}))
+	_, verdicts := discovery.Build(c)
+	for name, tc := range map[string]struct {
+		kind, object, want string
+		resource           string // of which the proxy at shop/api has not acknowledged the newest
+	}{
+		"tokens":          {discovery.KindRequestAuthentication, "tokens", "True Enforced enforced by 1 of 1 workloads", ""},
+		"tokens, late":    {discovery.KindRequestAuthentication, "tokens", "False Progressing enforced by 0 of 1 workloads; 1 have not acknowledged it yet", wire.TypeRequestAuthentication + " shop/tokens"},
+		"tokens, gateway": {discovery.KindRequestAuthentication, "gateway", "False NoEffect ignored: targetRef is for gateways", ""},
+		"entry":           {discovery.KindServiceEntry, "out", "True Enforced enforced by 3 of 3 workloads", ""},
+		"entry, late":     {discovery.KindServiceEntry, "out", "False Progressing enforced by 2 of 3 workloads; 1 have not acknowledged it yet", wire.TypeServiceEntry + " shop/out"},
+		"entry, wrong":    {discovery.KindServiceEntry, "wrong", "False Invalid ignored: it is not valid", ""},
+		"rule of nobody":  {discovery.KindDestinationRule, "nobody", "False NoEffect ignored: no Service and no ServiceEntry has the name nobody.example", ""},
+	} {
+		e := &enforcement{
+			cluster: func() *discovery.Cluster { return &c }, now: base.now, log: base.log, view: base.view,
+			each: func(visit func(xds.PeerStatus, func(typeURL, name string) xds.Holding)) {
+				for _, pod := range []string{"web", "api", "db"} {
+					visit(xds.PeerStatus{Node: xds.Node{ID: "sidecar~ip~" + pod + ".shop~d"}, Connected: epoch}, func(typeURL, name string) xds.Holding {
+						if pod == "api" && typeURL+" "+name == tc.resource {
+							return xds.Waiting
+						}
+						return xds.Held
+					})
+				}
+			},
+		}
+		got := e.conditions(t.Context(), verdicts)[discovery.Key{Kind: tc.kind, Namespace: "shop", Name: tc.object}]
+		if len(got) == 0 || !strings.HasPrefix(got[0].status+" "+got[0].reason+" "+got[0].message, tc.want) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
 // What says STRICT says whom that refuses, and says the same until somebody else is.
 func TestCallersCondition(t *testing.T) {
 	key := discovery.Key{Kind: discovery.KindPeerAuthentication, Namespace: "shop", Name: "strict"}

@@ -9,20 +9,20 @@ import (
 )
 
 // Governs lists by object the running pods of the mesh, "<namespace>/<name>", that
-// are to carry it out: of a PeerAuthentication and an AuthorizationPolicy those that
-// it holds for, of a DestinationRule and a ServiceEntry those whose connections it
+// are to carry it out: of a PeerAuthentication, an AuthorizationPolicy and a
+// RequestAuthentication those that it holds for, of a DestinationRule and a ServiceEntry those whose connections it
 // may be about.
 func Governs(c Cluster) map[Key][]string {
 	verdicts := Verdicts{}
 	peers, access, rules := buildPolicies(c, verdicts), buildAccess(c, verdicts), buildRules(c, verdicts)
-	entries := buildEntries(c, verdicts)
+	entries, tokens := buildEntries(c, verdicts), buildTokens(c, verdicts)
 	out := map[Key][]string{}
 	for _, pod := range c.Pods {
 		if terminal(pod) || !InMesh(pod) {
 			continue
 		}
 		name := pod.Namespace + "/" + pod.Name
-		for _, key := range slices.Concat(peers.following(pod), access.holding(pod), rules.about(pod), entries.about(pod)) {
+		for _, key := range slices.Concat(peers.following(pod), access.holding(pod), tokens.holding(pod), rules.about(pod), entries.about(pod)) {
 			out[key] = append(out[key], name)
 		}
 	}
@@ -52,6 +52,19 @@ func (s *accessSet) holding(pod *corev1.Pod) []Key {
 		for _, g := range s.byNamespace[ns] {
 			if g.policy.Applies(s.root, pod.Namespace, pod.Labels) {
 				out = append(out, g.key())
+			}
+		}
+	}
+	return out
+}
+
+// holding are the RequestAuthentications that hold for a pod (contract 6.1).
+func (s *tokenSet) holding(pod *corev1.Pod) []Key {
+	var out []Key
+	for _, ns := range slices.Compact([]string{pod.Namespace, s.root}) {
+		for _, a := range s.byNamespace[ns] {
+			if a.object.Applies(s.root, pod.Namespace, pod.Labels) {
+				out = append(out, a.key())
 			}
 		}
 	}

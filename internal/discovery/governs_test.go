@@ -14,6 +14,7 @@ func TestGoverns(t *testing.T) { // contract 1.7-1.18, 3.41, 6.1
 	for _, text := range []string{
 		"PeerAuthentication d8-istio/mesh {}", "PeerAuthentication shop/api {selector: {matchLabels: {app: api}}}",
 		"AuthorizationPolicy d8-istio/all {}", "AuthorizationPolicy d8-istio/apis {selector: {matchLabels: {app: api}}}", "AuthorizationPolicy shop/ns {}",
+		"RequestAuthentication d8-istio/all {}", "RequestAuthentication shop/api {selector: {matchLabels: {app: api}}}",
 		"DestinationRule shop/own {host: api, exportTo: [.]}", "DestinationRule shop/some {host: api, workloadSelector: {matchLabels: {app: web}}}", "DestinationRule shop/every {host: api}",
 		"ServiceEntry shop/out {hosts: [a.example], exportTo: [.], ports: [{number: 80, name: http, protocol: HTTP}]}",
 	} {
@@ -34,6 +35,7 @@ func TestGoverns(t *testing.T) { // contract 1.7-1.18, 3.41, 6.1
 	want := map[string]string{
 		"PeerAuthentication d8-istio/mesh": "shop/api shop/web bank/api", "PeerAuthentication shop/api": "shop/api",
 		"AuthorizationPolicy d8-istio/all": "shop/api shop/web bank/api", "AuthorizationPolicy d8-istio/apis": "shop/api bank/api", "AuthorizationPolicy shop/ns": "shop/api shop/web",
+		"RequestAuthentication d8-istio/all": "shop/api shop/web bank/api", "RequestAuthentication shop/api": "shop/api",
 		"DestinationRule shop/own": "shop/api shop/web", "DestinationRule shop/some": "shop/web", "DestinationRule shop/every": "shop/api shop/web bank/api",
 		"ServiceEntry shop/out": "shop/api shop/web",
 	}
