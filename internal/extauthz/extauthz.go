@@ -79,6 +79,10 @@ func New(a policy.Authorizer, dial func(ctx context.Context) (net.Conn, error)) 
 	return newGRPCClient(a, dial)
 }
 
+// Tells reports whether an authorizer's settings allow it to give the application a
+// field, its name in lower case. One over gRPC may give any.
+func Tells(a *policy.Authorizer, name string) bool { return a.HTTP && matches(a.UpstreamHeaders, name) }
+
 // matches reports whether a name in lower case is one of the patterns, exact or with
 // a star at one end.
 func matches(patterns []string, name string) bool {

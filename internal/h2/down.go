@@ -327,13 +327,12 @@ func (r *Relay) clientHead(ctx context.Context, now time.Time) error {
 		return r.strike(s, protocolError)
 	}
 	s.reqEnded = true
-	fields := r.cfg.Handler.Trailers(d.dec.fields)
 	if s.asking {
 		r.wake.Broadcast()
-		s.trailers = append(make([]Field, 0, len(fields)+1), fields...)
+		s.trailers = append(make([]Field, 0, len(d.dec.fields)+1), d.dec.fields...)
 		return nil
 	}
-	r.passTrailers(s, fields)
+	r.passTrailers(s, d.dec.fields)
 	r.half(s)
 	return nil
 }

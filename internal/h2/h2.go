@@ -150,8 +150,9 @@ type Handler interface {
 	// Request rewrites and judges a request. A nil answer lets it pass; but if ask is
 	// not nil, that decides.
 	Request(r *Request) (answer *Answer, ask Ask)
-	// Trailers are those of a request; it returns what of them may pass.
-	Trailers(fields []Field) []Field
+	// Trailers are those of a request that has been let pass; it returns what of them
+	// may.
+	Trailers(r *Request, fields []Field) []Field
 	// Response rewrites the final head of a response.
 	Response(r *Request, res *Response)
 	// Interim rewrites a head of status 1xx.

@@ -41,7 +41,7 @@ func (h *testHandler) Request(r *Request) (*Answer, Ask) {
 	return nil, nil
 }
 
-func (*testHandler) Trailers(fields []Field) []Field { return fields }
+func (*testHandler) Trailers(_ *Request, fields []Field) []Field { return fields }
 func (*testHandler) Response(_ *Request, res *Response) {
 	res.Fields = append(res.Fields, Field{Name: "x-relay", Value: "yes"})
 }

@@ -242,6 +242,7 @@ func endFlag(end bool) byte {
 
 // passTrailers ends a request with trailers, or without if none may pass.
 func (r *Relay) passTrailers(s *stream, fields []Field) {
+	fields = r.cfg.Handler.Trailers(&s.req, fields)
 	if len(fields) == 0 {
 		r.up.out = appendHead(r.up.room(), 0, frameData, flagEndStream, s.up)
 		return

@@ -80,6 +80,7 @@ type Shadow struct {
 type Access struct {
 	http, tcp table
 	pending   string
+	fields    []string
 }
 
 // table has the rules of one kind of traffic, by effect.
@@ -121,7 +122,36 @@ func NewAccess(policies []*AuthorizationPolicy, missing, trustDomains []string) 
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
+	a.fields = a.http.fields()
 	return a, nil
+}
+
+// Fields are the names, in lower case, of the header fields that decide something.
+func (a *Access) Fields() []string {
+	if a == nil {
+		return nil
+	}
+	return a.fields
+}
+
+func (b *table) fields() []string {
+	var names []string
+	note := func(rules []rule) {
+		for i := range rules {
+			for _, c := range rules[i].when {
+				if c.on == RequestHeader && len(c.key) > 0 {
+					names = append(names, c.key[0])
+				}
+			}
+		}
+	}
+	note(b.deny)
+	note(b.allow)
+	for i := range b.custom {
+		note([]rule{b.custom[i].rule})
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // Check finds what of a policy can't be compiled, joined.

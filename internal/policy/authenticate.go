@@ -67,6 +67,22 @@ func (a *Authentication) Owned() []string {
 	return a.owned
 }
 
+// Carries reports whether a field, its name in lower case, is one that a token may
+// stand in.
+func (a *Authentication) Carries(name string) bool {
+	if a == nil {
+		return false
+	}
+	for i := range a.rules {
+		for _, h := range a.rules[i].Headers {
+			if h.Name == name {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Authenticate looks for tokens where the rules say. A request without one
 // passes. One with a token that a rule accepts passes as that token's; all that a
 // rule finds must be good. If no rule accepts what is found, the request is refused

@@ -101,16 +101,33 @@ func (g *gate) ask(ctx context.Context, q *gatedRequest) bool {
 	q.Request.Header, q.Request.Token = q.Fields, nil
 	w := g.World()
 	q.access = w.Access
-	for _, name := range w.Authentication.Owned() {
-		if _, sent := q.Fields.Field(name); sent {
-			q.edit(headEdit{Name: name})
-		}
-	}
+	q.dropOwned(w.Authentication.Owned())
 	if q.access.Consults() && q.access.Pending() == "" && !g.authorize(ctx, w, q) {
 		return false
 	}
 	return g.authenticate(w.Authentication, q) && g.judge(q)
 }
+
+// dropOwned takes away what only this proxy may say, also in the spelling that a
+// gateway to CGI can't tell from it.
+func (q *gatedRequest) dropOwned(owned []string) {
+	if len(owned) == 0 {
+		return
+	}
+	var sent []string
+	q.Fields.Each(func(name, _ []byte) bool {
+		if sameName := func(o string) bool { return len(o) == len(name) && dashes(o) == dashes(string(name)) }; slices.ContainsFunc(owned, sameName) {
+			sent = append(sent, string(name))
+		}
+		return true
+	})
+	for _, name := range sent {
+		q.edit(headEdit{Name: name})
+	}
+}
+
+// dashes is a field's name as a gateway to CGI reads it, which can't tell `_` from `-`.
+func dashes(name string) string { return strings.ReplaceAll(name, "_", "-") }
 
 // authenticate looks for a token (contract 1.38, 2.60). What only this proxy may
 // tell the application never comes from the client.
@@ -218,6 +235,43 @@ func (g *gate) still(access *policy.Access, q *gatedRequest) bool {
 	attempt := g.Attempt
 	attempt.Request, attempt.Agreed = &q.Request, q.agreed
 	return access.Judge(&attempt).Allowed
+}
+
+// headerOnly reports whether a field of the request may stand in its header only: an
+// application that joins trailers to the header would take for this proxy's, or for
+// what policy has judged, what nobody has looked at. The name is in lower case. The
+// request has passed, or is nil where nobody judges.
+func (g *gate) headerOnly(q *gatedRequest, name string) bool {
+	name = dashes(name)
+	if onlyInHeader(name) {
+		return true
+	}
+	if g == nil || q == nil {
+		return false
+	}
+	same := func(other string) bool { return dashes(other) == name }
+	w := g.World()
+	if slices.ContainsFunc(w.Authentication.Owned(), same) || w.Authentication.Carries(name) || slices.ContainsFunc(w.Access.Fields(), same) {
+		return true
+	}
+	if slices.ContainsFunc(q.Edits, func(e headEdit) bool { return same(e.Name) }) {
+		return true
+	}
+	return slices.ContainsFunc(q.agreed, func(agreed string) bool {
+		a, err := authorizerNamed(w, agreed)
+		return err == nil && extauthz.Tells(a, name)
+	})
+}
+
+// onlyInHeader reports whether no trailer of a request may have this name, which is
+// in lower case and has `-` for `_`: it says where a message goes, who its sender is
+// (RFC 9110 6.5.1), or what only a proxy may say.
+func onlyInHeader(name string) bool {
+	switch name {
+	case "host", "content-length", "transfer-encoding", "connection", "upgrade", "authorization", "proxy-authorization", "cookie", "forwarded", "x-request-id":
+		return true
+	}
+	return strings.HasPrefix(name, "x-envoy-") || strings.HasPrefix(name, "x-forwarded-")
 }
 
 // edit notes a change, and shows it to whoever looks at the request afterwards.

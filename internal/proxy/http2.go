@@ -266,15 +266,15 @@ func (h *http2Handler) requestID() string {
 }
 
 // Trailers implements h2.Handler: a server that joins trailers to the header must not
-// learn from them what only this proxy may say.
-func (h *http2Handler) Trailers(fields []h2.Field) []h2.Field {
-	return slices.DeleteFunc(fields, func(f h2.Field) bool {
-		switch f.Name {
-		case "host", "content-length", "x-forwarded-proto", "x-request-id":
-			return true
-		}
-		return dropped(f.Name)
-	})
+// learn from them what only a header may say.
+func (h *http2Handler) Trailers(r *h2.Request, fields []h2.Field) []h2.Field {
+	var asked *gatedRequest
+	if q, ok := r.Note.(*http2Request); ok {
+		asked = &q.gatedRequest
+	} else if h.gate != nil && !h.gate.open() {
+		asked = &gatedRequest{} // nothing restricted it when it came
+	}
+	return slices.DeleteFunc(fields, func(f h2.Field) bool { return h.gate.headerOnly(asked, f.Name) })
 }
 
 // Response implements h2.Handler (contract 2.37-2.41), as httpRelay.appendResponse.

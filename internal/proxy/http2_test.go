@@ -74,8 +74,14 @@ func onlyH2C() *http.Protocols {
 // http2App is an application that speaks HTTP/2 only.
 func http2App(t testing.TB, h http.HandlerFunc) func(*net.TCPConn) {
 	t.Helper()
+	return appOver(t, h, onlyH2C())
+}
+
+// appOver is an application that speaks these protocols; nil is HTTP/1 only.
+func appOver(t testing.TB, h http.HandlerFunc, protocols *http.Protocols) func(*net.TCPConn) {
+	t.Helper()
 	l := newOneListener()
-	s := &http.Server{Handler: h, Protocols: onlyH2C(), ErrorLog: log.New(io.Discard, "", 0)}
+	s := &http.Server{Handler: h, Protocols: protocols, ErrorLog: log.New(io.Discard, "", 0)}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() { s.Close(); <-served })
@@ -243,7 +249,7 @@ func TestHTTP2Response(t *testing.T) {
 	if d := cmp.Diff(pairs([]string{"date", "d", "x-envoy-upstream-service-time", "1500", "server", "istio-envoy"}), res.Fields); d != "" {
 		t.Error(d)
 	}
-	trailers := h.Trailers(pairs([]string{"grpc-status", "0", "x-forwarded-client-cert", "a", "x_forwarded_client_cert", "b", "x-envoy-internal", "c", "host", "d"}))
+	trailers := h.Trailers(&h2.Request{}, pairs([]string{"grpc-status", "0", "x-forwarded-client-cert", "a", "x_forwarded_client_cert", "b", "x-envoy-internal", "c", "host", "d"}))
 	if d := cmp.Diff(pairs([]string{"grpc-status", "0"}), trailers); d != "" {
 		t.Error(d)
 	}

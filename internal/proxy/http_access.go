@@ -89,6 +89,14 @@ func bodySoFar(raw []byte, body wire.Body) (b []byte, whole bool) {
 	return b, err == nil
 }
 
+// headerOnly reports whether no trailer of the request may have this name.
+func (h *httpRelay) headerOnly(name []byte) bool {
+	if h.Gate == nil {
+		return onlyInHeader(string(name))
+	}
+	return h.Gate.headerOnly(&h.asked.gatedRequest, string(name))
+}
+
 // register puts a request that may pass under way, with what is there of its
 // body: from now on every change of policy asks again, until it has its answer. It
 // reports whether it may still pass.

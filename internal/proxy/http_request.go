@@ -97,6 +97,9 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 		ex.seen = head
 	}
 	body := newHTTPBody(r.Body)
+	if body.kind == wire.ChunkedBody {
+		body.chunks.HeaderOnly = h.headerOnly
+	}
 	ex.replay = body.done() && safeMethod(ex.method)
 	h.in.take(size)
 	there := h.in.bytes()

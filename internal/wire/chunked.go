@@ -4,6 +4,7 @@ const (
 	maxChunkLine = 4 << 10  // bytes of one line that gives a chunk's size, with extensions
 	maxOverhead  = 16 << 10 // bytes of such lines that the data doesn't outweigh
 	maxTrailer   = 8 << 10  // bytes of the whole trailer section
+	maxTrailerID = 256      // bytes of a trailer field's name, where somebody looks at it
 )
 
 type chunkState uint8
@@ -62,9 +63,14 @@ func claimByte(c byte) byte {
 // start of a body. It is strict: CRLF only, no sign or prefix before a size, no
 // trailer that says what only a header may.
 type ChunkTracker struct {
+	// HeaderOnly, if set, names further fields that no trailer may be. It is given
+	// names in lower case and with `-` for `_`, which it must not keep.
+	HeaderOnly func(name []byte) bool
+
 	state    chunkState
 	claims   uint8  // by bit, those of claims that the trailer field's name may yet be
 	named    uint16 // bytes of that name so far, at most maxTrailer
+	name     []byte // likewise, for HeaderOnly
 	digits   int
 	left     int64 // bytes of the current chunk
 	line     int   // bytes of the current size line
@@ -188,16 +194,14 @@ func (t *ChunkTracker) otherByte(c byte) error {
 			t.state = chunkEndLF
 			return nil
 		}
-		t.state, t.named, t.claims = trailerName, 0, 1<<len(claims)-1
+		t.state, t.named, t.claims, t.name = trailerName, 0, 1<<len(claims)-1, t.name[:0]
 		return t.nameByte(c)
 	case trailerName:
 		if c != ':' {
 			return t.nameByte(c)
 		}
-		for i, claim := range claims {
-			if t.claims>>i&1 == 1 && int(t.named) == len(claim) {
-				return malformed("trailer that says what only a header may")
-			}
+		if t.claimed() {
+			return malformed("trailer that says what only a header may")
 		}
 		t.state = trailerValue
 	case trailerValue:
@@ -225,7 +229,22 @@ func (t *ChunkTracker) nameByte(c byte) error {
 		}
 	}
 	t.named++
+	if t.HeaderOnly != nil {
+		if t.name = append(t.name, claimByte(c)); len(t.name) > maxTrailerID {
+			return ErrTooLarge
+		}
+	}
 	return nil
+}
+
+// claimed reports whether the name that has ended is one that no trailer may have.
+func (t *ChunkTracker) claimed() bool {
+	for i, claim := range claims {
+		if t.claims>>i&1 == 1 && int(t.named) == len(claim) {
+			return true
+		}
+	}
+	return t.HeaderOnly != nil && t.HeaderOnly(t.name)
 }
 
 func (t *ChunkTracker) expect(c, want byte, next chunkState) error {

@@ -79,6 +79,30 @@ func TestChunkTrackerRefuses(t *testing.T) {
 	}
 }
 
+func TestChunkTrackerHeaderOnly(t *testing.T) {
+	only := func(name []byte) bool { return string(name) == "x-user" }
+	for _, tt := range []struct {
+		in   string
+		want error
+	}{
+		{"0\r\nX-Users: a\r\nX-Use: b\r\n\r\n", nil},
+		{"0\r\nX-Sum: a\r\nX_USER: b\r\n\r\n", ErrMalformed},
+		{"0\r\nx-user: b\r\n\r\n", ErrMalformed},
+		{"0\r\n" + strings.Repeat("a", maxTrailerID+1) + ": b\r\n\r\n", ErrTooLarge},
+	} {
+		for cut := range tt.in { // cut at every byte
+			tracker := ChunkTracker{HeaderOnly: only}
+			_, err := tracker.Advance([]byte(tt.in[:cut]))
+			if err == nil {
+				_, err = tracker.Advance([]byte(tt.in[cut:]))
+			}
+			if !errors.Is(err, tt.want) || tracker.Done() != (tt.want == nil) {
+				t.Fatalf("%.40q cut at %d: %v, done %v, want %v", tt.in, cut, err, tracker.Done(), tt.want)
+			}
+		}
+	}
+}
+
 func FuzzChunkTracker(f *testing.F) {
 	f.Add([]byte("5;a=b\r\nhello\r\n0\r\nX: y\r\n\r\nGET"), 3)
 	f.Fuzz(func(t *testing.T, b []byte, cut int) {
