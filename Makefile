@@ -11,7 +11,7 @@ GOBUILD  = CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace -l
 GOTEST   = go test -timeout 15m
 IMAGES   = bin/images
 
-.PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e soak lint gen gen-check bench bench-data bench-programs bench-micro fuzz setup FORCE
+.PHONY: help build images demo demo-down test test-unit test-netns test-hack test-e2e soak lint gen gen-check bench bench-data bench-profile bench-programs bench-micro fuzz setup FORCE
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -90,6 +90,11 @@ endif
 
 bench-data: bench-programs ## the data path only
 	$(BENCHRUN) -parts data -page docs/performance.md $(BENCHFLAGS)
+
+bench-profile: bench-programs ## where Podseal's CPU time goes in each scenario, into docs/performance.md
+	@mkdir -p bin/profile/bench && cp bin/bench/loadgen bin/profile/bench/
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace -ldflags "-X podseal.io/podseal/internal/version.Version=$(VERSION)" -o bin/profile/ ./cmd/podseal-proxy
+	$(BENCHRUN) -bin bin/profile -parts data -placements pinned -peers podseal,podseal-http -profile -page docs/performance.md $(BENCHFLAGS)
 
 bench-programs: build
 	@./hack/setup bench

@@ -89,6 +89,7 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&d.Cores[0], "core-ends", 0, "data: the core of client and application, where they are pinned")
 	fs.IntVar(&d.Cores[1], "core-proxies", 1, "data: the core of both proxies, where they are pinned")
 	fs.IntVar(&d.Nice, "nice", -15, "data: priority of all that is measured, so that what else the machine does disturbs less")
+	fs.BoolVar(&d.Profile, "profile", false, "data: where Podseal's CPU time goes, by perf, and nothing else; its program must have symbols (make bench-profile)")
 	fs.BoolVar(&o.check, "check", false, "data: fail when a figure misses what it must reach by more than a third")
 	fs.StringVar(&o.baseline, "baseline", "", "data: JSON of an earlier run, to say what has changed since")
 
@@ -157,6 +158,9 @@ func measureData(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if o.data.Profile {
+		return reportProfiles(o, r)
+	}
 	fmt.Print(r.Markdown(""))
 	if err := writeJSON(filepath.Join(o.bin, "bench-data.json"), r); err != nil {
 		return err
@@ -180,6 +184,15 @@ func measureData(ctx context.Context, o options) error {
 		return fmt.Errorf("off by more than a third:\n  %s", strings.Join(off, "\n  "))
 	}
 	return nil
+}
+
+// reportProfiles prints profiles, puts them into a file, and their table into the page.
+func reportProfiles(o options, r *datapath.Report) error {
+	fmt.Print(r.ProfileMarkdown())
+	if err := writeJSON(filepath.Join(o.bin, "bench-profile.json"), r); err != nil || o.page == "" {
+		return err
+	}
+	return publish(o.page, "profiles", r.ProfileMarkdown())
 }
 
 // compare prints what has changed since an earlier run.

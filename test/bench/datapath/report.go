@@ -20,6 +20,7 @@ type Report struct {
 	Peers      []PeerReport      `json:"peers"`
 	Series     []*Series         `json:"series"`
 	Figures    []Figure          `json:"figures"`
+	Profiles   []Profile         `json:"profiles,omitempty"`
 	HalfRate   map[string]string `json:"half_rate,omitempty"`
 	Calls      string            `json:"system_calls,omitempty"` // why they were not counted
 	Notes      []string          `json:"notes,omitempty"`

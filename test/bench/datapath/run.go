@@ -40,6 +40,7 @@ type Options struct {
 	Scenarios  []string // names, groups, or nil for all
 	Placements []string
 	Quick      bool          // the scenarios of the figures only
+	Profile    bool          // where Podseal's CPU time goes, and nothing else; its program must have symbols
 	Rounds     int           // of the scenarios of the figures
 	WideRounds int           // of the others
 	Length     time.Duration // of one measurement
@@ -211,7 +212,7 @@ func (b *bench) selected() ([]scenario, error) {
 	var work []scenario
 	matched := map[string]bool{}
 	for _, s := range scenarios() {
-		if len(b.Scenarios) == 0 && (s.core || !b.Quick) {
+		if len(b.Scenarios) == 0 && (s.core || !b.Quick && !b.Profile) {
 			work = append(work, s)
 		}
 		for _, name := range b.Scenarios {
@@ -263,6 +264,9 @@ func (b *bench) place(ctx context.Context, place placement, found []contender, w
 		taking = append(taking, p)
 	}
 	b.say("%s: %d chains are up: %s", place.name, len(chains), strings.Join(names(taking), " "))
+	if b.Profile {
+		return b.profiles(ctx, work, taking, chains)
+	}
 	for round := range max(b.Rounds, b.WideRounds) {
 		for _, s := range work {
 			if round >= b.rounds(place, s) {

@@ -106,9 +106,10 @@ func (s scenario) metrics() []metric {
 }
 
 // fill is the additional time that a scenario takes until it is steady: bulk fills
-// the buffers of each connection first.
+// the buffers of each connection first, and of new connections the first of each
+// client is a handshake also where others are used again.
 func (s scenario) fill() time.Duration {
-	if s.group != groupBulk {
+	if s.group != groupBulk && s.group != groupConnect {
 		return 0
 	}
 	return time.Duration(s.jobs[0].Conns) * 15 * time.Millisecond

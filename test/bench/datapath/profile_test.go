@@ -1,0 +1,46 @@
+package datapath
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestParseProfile: shares by kind of work, as perf report prints them.
+func TestParseProfile(t *testing.T) {
+	const said = `
+ 20.00%  ;podseal-proxy       ;[.] crypto/internal/fips140/aes/gcm.gcmAesEnc.abi0
+ 30.50%  ;[kernel.kallsyms]   ;[k] rep_movs_alternative
+ 10.00%  ;[kernel.kallsyms]   ;[k] tcp_sendmsg_locked
+  5.00%  ;[kernel.kallsyms]   ;[k] finish_task_switch.isra.0
+  3.00%  ;[kernel.kallsyms]   ;[k] do_syscall_64
+  1.00%  ;[kernel.kallsyms]   ;[k] _raw_spin_unlock_irqrestore
+  9.50%  ;podseal-proxy       ;[.] runtime.mallocgc
+  8.00%  ;podseal-proxy       ;[.] runtime.findRunnable
+  7.00%  ;podseal-proxy       ;[.] podseal.io/podseal/internal/proxy.(*relay).copy
+  6.00%  ;podseal-proxy       ;[.] crypto/tls.(*Conn).handshakeContext
+`
+	p, err := parseProfile(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]float64{
+		workCipher: 20, workCopy: 30.5, workNetwork: 10, workSwitch: 5, workKernel: 3, workIRQ: 1, workMemory: 9.5, workRuntime: 8, workProxy: 7, workHandshake: 6,
+	}
+	for _, k := range kindsOfWork() {
+		if got := p.Shares[k] * 100; got < want[k]-0.01 || got > want[k]+0.01 {
+			t.Errorf("%s: %.2f, want %.2f", k, got, want[k])
+		}
+	}
+	if len(p.Hottest) != 10 || p.Hottest[1].Symbol != "rep_movs_alternative" {
+		t.Errorf("hottest: %v", p.Hottest)
+	}
+	r := Report{Profiles: []Profile{p}}
+	if page := r.ProfileMarkdown(); !strings.Contains(page, " 20 % |") {
+		t.Error(page)
+	}
+	for _, bad := range []string{"", "x;y;z", "10.00%;podseal-proxy;[.] 0x00000000004a1b2c"} {
+		if _, err := parseProfile(bad); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
