@@ -242,12 +242,8 @@ func (o *edgesOptions) filter(all edges.Graph, now time.Time) edges.Graph {
 		if o.namespace != "" && l.Source.Namespace != o.namespace && l.Destination.Namespace != o.namespace {
 			return false
 		}
-		if o.plaintext {
-			n, _ := l.Of(func(s *edges.Share) bool { return s.Security == edges.Plaintext || s.Security == edges.ForeignTLS })
-			refused := l.Refusals()
-			if n+refused["plaintext_refused"]+refused["foreign_tls_refused"] == 0 {
-				return false
-			}
+		if o.plaintext && !l.Exposed() {
+			return false
 		}
 		return isPeer(l.Source, o.from) && isPeer(l.Destination, o.to)
 	})
@@ -391,6 +387,9 @@ func secured(l *edges.Link) string {
 	}[l.State]
 	if l.State == edges.StateMixed {
 		text = "mixed: " + shares(l)
+	}
+	if l.OwnPort {
+		text += " (health and metrics)"
 	}
 	if n := len(l.Refusals()); n > 0 && l.State == edges.StateNotObserved {
 		text = "refused: " + refusals(l.Refusals())

@@ -275,6 +275,7 @@ type reportContent struct {
 	Outside     []string // not in the mesh
 	Reporting   int
 	Plain, Sure int // links with plaintext, and with nothing but mutual TLS
+	Own         int // links to ports of proxies themselves
 }
 
 type reportLink struct {
@@ -301,10 +302,12 @@ func contentOf(statements []controlplane.Statement) *reportContent {
 	for _, l := range edges.Build(c.View.Edges) {
 		_, n := l.Of(func(*edges.Share) bool { return true })
 		c.Links = append(c.Links, reportLink{l, strings.TrimPrefix(secured(&l), "√ "), refusals(l.Refusals()), n})
-		switch l.State {
-		case edges.StateMutualTLS:
+		switch {
+		case l.OwnPort:
+			c.Own++
+		case l.State == edges.StateMutualTLS:
 			c.Sure++
-		case edges.StatePlaintext, edges.StateMixed:
+		case l.State == edges.StatePlaintext, l.State == edges.StateMixed:
 			c.Plain++
 		}
 	}

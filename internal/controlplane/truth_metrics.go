@@ -135,7 +135,7 @@ func (m *truthMetrics) edges(v *View) []prometheus.Metric {
 	graph := edges.Build(v.Edges)
 	for i := range graph {
 		l := &graph[i]
-		if !mesh[[2]string{l.Destination.Namespace, l.Destination.Name}] {
+		if l.OwnPort || !mesh[[2]string{l.Destination.Namespace, l.Destination.Name}] {
 			continue
 		}
 		for _, s := range []edges.Security{edges.Plaintext, edges.ForeignTLS} {

@@ -107,7 +107,8 @@ type Link struct {
 	Source      Peer    `json:"source"`
 	Destination Peer    `json:"destination"`
 	Port        uint16  `json:"port"`
-	Service     string  `json:"service,omitempty"` // FQDN:port, of the last connection by one
+	OwnPort     bool    `json:"own_port,omitempty"` // of the proxy itself, for health and metrics: plaintext by design
+	Service     string  `json:"service,omitempty"`  // FQDN:port, of the last connection by one
 	State       string  `json:"state"`
 	Shares      []Share `json:"shares"` // the most connections first
 }
@@ -129,6 +130,7 @@ type shareKey struct {
 type draft struct {
 	service string
 	at      time.Time // of service
+	own     bool      // the destination's proxy says that the port is its own
 	views   [2]map[shareKey]*Share
 }
 
@@ -145,7 +147,7 @@ func Build(reports []Report) Graph {
 	}
 	graph := make(Graph, 0, len(drafts))
 	for key, d := range drafts {
-		l := Link{Source: key.source, Destination: key.destination, Port: key.port, Service: d.service, Shares: d.shares()}
+		l := Link{Source: key.source, Destination: key.destination, Port: key.port, Service: d.service, OwnPort: d.own, Shares: d.shares()}
 		l.State = stateOf(l.Shares)
 		graph = append(graph, l)
 	}
@@ -165,6 +167,7 @@ func addEdge(drafts map[linkKey]*draft, r *Report, e *Edge) {
 		d = &draft{views: [2]map[shareKey]*Share{{}, {}}}
 		drafts[key] = d
 	}
+	d.own = d.own || view == 1 && ownPort(e.Key.Port)
 	if e.About.Service != "" && !e.Last.Before(d.at) {
 		d.service, d.at = e.About.Service, e.Last
 	}
@@ -175,6 +178,18 @@ func addEdge(drafts map[linkKey]*draft, r *Report, e *Edge) {
 		d.views[view][sk] = s
 	}
 	s.add(e)
+}
+
+// ownPort reports whether a port of a pod that has a proxy is the proxy's own, which is
+// never captured (contract 5.26).
+func ownPort(port uint16) bool { return port == 15020 || port == 15021 || port == 15090 }
+
+// Exposed reports whether something was carried, or refused, without the mesh's mutual
+// TLS that could have it: all but health and metrics of proxies.
+func (l *Link) Exposed() bool {
+	n, _ := l.Of(func(s *Share) bool { return s.Security == Plaintext || s.Security == ForeignTLS })
+	refused := l.Refusals()
+	return !l.OwnPort && n+refused["plaintext_refused"]+refused["foreign_tls_refused"] > 0
 }
 
 // add counts an edge of the same side.

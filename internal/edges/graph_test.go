@@ -90,6 +90,27 @@ func TestBuildJoinsBothEnds(t *testing.T) {
 	}
 }
 
+// A port of the proxy itself is plaintext by design, and said to be: nobody has to look
+// after it. It is the proxy that says so: another's port of that number is not.
+func TestOwnPorts(t *testing.T) {
+	probe, called := plainFrom("10.1.0.9", 4), clientView(4)
+	called.Key.Security, called.Key.TLS, called.Key.Identity = Plaintext, TLS{}, ""
+	probe.Key.Port, called.Key.Port = 15020, 15020
+	for _, tc := range []struct {
+		report       Report
+		own, exposed bool
+	}{
+		{Report{Pod: "shop/api-1", Workload: api, Edges: []Edge{probe}}, true, false},
+		{Report{Pod: "shop/api-1", Workload: api, Edges: []Edge{plainFrom("10.1.0.9", 4)}}, false, true},
+		{Report{Pod: "shop/web-1", Workload: web, Edges: []Edge{called}}, false, true},
+	} {
+		g := build([]Report{tc.report})
+		if len(g) != 1 || g[0].State != StatePlaintext || g[0].OwnPort != tc.own || g[0].Exposed() != tc.exposed {
+			t.Errorf("%+v", g)
+		}
+	}
+}
+
 // Mutual TLS is said only of a link that carried nothing else: what one end saw
 // in plaintext counts, whoever else says otherwise.
 func TestStates(t *testing.T) {

@@ -63,6 +63,9 @@ func (p *proxy) bind(ctx context.Context) (err error) {
 		if s.handler != nil {
 			h := httpServer(s.handler, p.log)
 			serving = server{listener, h.Serve, h.Close}
+			if s.addr == l.Metrics || s.addr == l.Stats {
+				serving.listener = ownListener{listener, p}
+			}
 		}
 		p.sockets.servers = append(p.sockets.servers, serving)
 	}

@@ -69,6 +69,8 @@ func TestE2E(t *testing.T) {
 		{"every kind of address", testAddresses},
 		{"ServiceEntry, a Secret for TLS, RegistryOnly", testServiceEntries},
 		{"edges: who talks to whom, and how", testEdges},
+		{"a zoo of callers: each with his name and state, wherever traffic is shown", testZoo},
+		{"the dashboard, for who may look and who may not", testDashboard},
 		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
 		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},

@@ -6,6 +6,7 @@ const EVERY = 3000; // milliseconds between two questions
 const ROWS = 500;   // rows of a table that are drawn at once
 const STATES = {
   mutual_tls: 'mutual TLS', plaintext: 'plaintext', mixed: 'mixed', foreign_tls: 'TLS of the application', not_observed: 'not observed',
+  own_port: 'plaintext (health and metrics)',
 };
 // What podseal strict says, the worst first, and how it is drawn.
 const VERDICTS = { 'no-go': 'plaintext', wait: 'mixed', except: 'mixed', go: 'mutual_tls', strict: 'mutual_tls' };
@@ -75,7 +76,7 @@ function secured(l) {
 function wanted() {
   const ns = el('namespace').value, find = el('find').value.trim().toLowerCase(), weak = el('weak').checked;
   const has = (name, namespace) => (!ns || namespace === ns) && (!find || (namespace + '/' + name).toLowerCase().includes(find));
-  const links = data.edges.filter((l) => (!weak || l.state !== 'mutual_tls') &&
+  const links = data.edges.filter((l) => (!weak || (l.state !== 'mutual_tls' && l.state !== 'own_port')) &&
     (has(peerName(l.source), l.source.namespace || '') || has(peerName(l.destination), l.destination.namespace || '')));
   return { has, links };
 }
@@ -107,7 +108,7 @@ const workloadLink = (p) => p.kind === 'workload'
   ? make('a', { href: '#workload/' + encodeURIComponent(p.namespace + '/' + p.name) }, peerKey(p)) : peerKey(p).replace(/^\//, '');
 
 function edgeTable(links, caption) {
-  const rank = ['plaintext', 'mixed', 'foreign_tls', 'not_observed', 'mutual_tls'];
+  const rank = ['plaintext', 'mixed', 'foreign_tls', 'not_observed', 'own_port', 'mutual_tls'];
   return table(caption, [
     { key: 'from', name: 'From', value: (l) => peerKey(l.source) },
     { key: 'to', name: 'To', value: (l) => peerKey(l.destination) },
@@ -286,7 +287,7 @@ function drawGraph(main) {
     for (const c of laid.circles) {
       g.beginPath(); g.arc(c.x, c.y, c.r, 0, 7); g.fillStyle = color.soft; g.fill(); g.strokeStyle = color.line; g.lineWidth = 1 / view.scale; g.stroke();
     }
-    for (const pass of ['mutual_tls', 'not_observed', 'foreign_tls', 'mixed', 'plaintext']) { // the worst on top
+    for (const pass of ['mutual_tls', 'own_port', 'not_observed', 'foreign_tls', 'mixed', 'plaintext']) { // the worst on top
       g.strokeStyle = color[pass];
       for (const l of links) {
         if (l.state !== pass) continue;
@@ -416,6 +417,7 @@ async function ask() {
     const answer = await fetch('data', { cache: 'no-store' });
     if (!answer.ok) throw new Error((await answer.text()).slice(0, 500) || answer.statusText);
     data = await answer.json();
+    for (const l of data.edges) if (l.own_port) l.state = 'own_port'; // plaintext by design
     failed = '';
     namespaces();
     draw(false);
