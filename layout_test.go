@@ -38,14 +38,15 @@ var mayImport = map[string]string{
 	"internal/settings":      "api/deckhouse/v1alpha1 internal/accesslog",
 	"internal/discovery":     "internal/identity internal/jwt internal/policy internal/settings internal/wire internal/workload internal/xds",
 	"internal/inject":        "internal/settings",
-	"internal/controlplane":  "internal/dashboard internal/discovery internal/jwt internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain internal/strict",
+	"internal/controlplane":  "internal/dashboard internal/discovery internal/jwt internal/inject internal/ca internal/xds internal/settings internal/metrics internal/identity internal/version internal/wire internal/edges internal/report internal/explain internal/strict internal/upgrade",
 	"internal/explain":       "internal/identity internal/policy internal/wire internal/workload",
 	"internal/strict":        "internal/edges",
+	"internal/upgrade":       "",
 	"internal/analysis":      "internal/discovery internal/inject internal/policy internal/settings internal/workload",
 	"internal/proof":         "internal/wire",
 	"internal/edges":         "internal/identity api/report/v1",
 	"internal/report":        "internal/edges api/report/v1",
-	"internal/install":       "internal/settings api/deckhouse/v1alpha1 deploy/podseal internal/version",
+	"internal/install":       "internal/settings api/deckhouse/v1alpha1 deploy/podseal internal/upgrade internal/version",
 	"internal/dashboard":     "",
 	"internal/metrics":       "",
 	"internal/meshtest":      "internal/identity internal/policy internal/workload internal/wire internal/xds internal/ca",
@@ -59,7 +60,7 @@ var mayImport = map[string]string{
 
 // onlyIn says where an outside package (by prefix) may be imported.
 var onlyIn = map[string]string{
-	"k8s.io/":                        "api/deckhouse/v1alpha1 internal/settings internal/discovery internal/analysis internal/inject internal/controlplane internal/install cmd/podseal",
+	"k8s.io/":                        "api/deckhouse/v1alpha1 internal/settings internal/discovery internal/analysis internal/inject internal/upgrade internal/controlplane internal/install cmd/podseal",
 	"sigs.k8s.io/controller-runtime": "internal/controlplane internal/install cmd/podseal",
 	"helm.sh/":                       "internal/install",
 	"istio.io/client-go":             "internal/discovery internal/controlplane internal/install",
@@ -70,7 +71,7 @@ var onlyIn = map[string]string{
 }
 
 // ioFree packages decide: they open nothing and read no clock.
-var ioFree = []string{"internal/identity", "internal/jwt", "internal/policy", "internal/workload", "internal/wire", "internal/accesslog", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict", "internal/analysis"}
+var ioFree = []string{"internal/identity", "internal/jwt", "internal/policy", "internal/workload", "internal/wire", "internal/accesslog", "internal/discovery", "internal/settings", "internal/inject", "internal/edges", "internal/explain", "internal/strict", "internal/upgrade", "internal/analysis"}
 
 // notInProxy is what podseal-proxy must not link: it runs in every pod.
 var notInProxy = []string{"k8s.io/client-go", "k8s.io/api", "sigs.k8s.io/controller-runtime", "helm.sh/", "text/template", "html/template", "golang.org/x/net/trace"}

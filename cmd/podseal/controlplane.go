@@ -57,6 +57,7 @@ func newControlPlaneCommand() *cobra.Command {
 	f.StringVar(&cfg.ProxyImage, "proxy-image", defaultProxy, "image of the proxy that is added to pods")
 	f.StringVar(&pullPolicy, "image-pull-policy", pullIfAbsent, "pull policy of that image")
 	f.StringVar(&native, "native-sidecars", nativeAuto, "inject the proxy as a native sidecar: auto (by the API server's version), true or false")
+	f.BoolVar(&cfg.RepairPods, "repair-pods", true, "delete pods that the CNI plugin did not capture and that are held, so that they are made anew")
 	f.StringVar(&cfg.GRPCAddress, "grpc-address", "", `where proxies are served (default ":15012")`)
 	f.StringVar(&cfg.WebhookAddress, "webhook-address", "", `where the API server asks (default ":15017")`)
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", "", `where metrics are read (default ":15014")`)

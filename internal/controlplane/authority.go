@@ -252,17 +252,17 @@ func (a *authority) warn(reason, text string) {
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.cfg.Namespace, Namespace: a.cfg.Namespace}}
 	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", truncate(text, maxNote))
+	a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", truncate(text))
 }
 
 // maxNote is how long an Event's text may be, in bytes.
 const maxNote = 1000
 
-func truncate(s string, n int) string {
-	if len(s) <= n {
+func truncate(s string) string {
+	if len(s) <= maxNote {
 		return s
 	}
-	return strings.ToValidUTF8(s[:n], "") + "…"
+	return strings.ToValidUTF8(s[:maxNote], "") + "…"
 }
 
 // Run decides once all Secrets were seen, and renews the serving certificate in

@@ -8,15 +8,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unique"
 
 	"istio.io/api/annotation"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -28,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/inject"
 	"podseal.io/podseal/internal/settings"
 )
 
@@ -72,7 +76,7 @@ func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, admissionv1.AddToScheme,
-		authenticationv1.AddToScheme, authorizationv1.AddToScheme, coordinationv1.AddToScheme, eventsv1.AddToScheme,
+		appsv1.AddToScheme, policyv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme, coordinationv1.AddToScheme, eventsv1.AddToScheme,
 	} {
 		utilruntime.Must(add(s))
 	}
@@ -114,7 +118,10 @@ func trimPod(obj any) (any, error) {
 			ServiceAccountName: pod.Spec.ServiceAccountName, NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
 			Containers: trimContainers(pod.Spec.Containers), InitContainers: trimContainers(pod.Spec.InitContainers),
 		},
-		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs, Conditions: trimConditions(pod.Status.Conditions)},
+		Status: corev1.PodStatus{
+			Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs, Conditions: trimConditions(pod.Status.Conditions),
+			InitContainerStatuses: trimStatuses(pod.Status.InitContainerStatuses), ContainerStatuses: trimStatuses(pod.Status.ContainerStatuses),
+		},
 	}, nil
 }
 
@@ -124,6 +131,16 @@ func trimConditions(all []corev1.PodCondition) []corev1.PodCondition {
 	for _, c := range all {
 		if c.Type == corev1.PodReady {
 			return []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return nil
+}
+
+// trimStatuses keeps what says that a pod is held (see repair.go).
+func trimStatuses(all []corev1.ContainerStatus) []corev1.ContainerStatus {
+	for i := range all {
+		if uncaptured(&all[i]) {
+			return []corev1.ContainerStatus{{Name: all[i].Name, State: all[i].State, LastTerminationState: all[i].LastTerminationState}}
 		}
 	}
 	return nil
@@ -161,8 +178,11 @@ func trimContainers(all []corev1.Container) []corev1.Container {
 	for i := range all {
 		c := &all[i]
 		less := corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy}
+		if c.Name == inject.ProxyContainer {
+			less.Image = unique.Make(c.Image).Value() // one of a few for thousands of pods
+		}
 		less.LivenessProbe, less.ReadinessProbe, less.StartupProbe = trimProbe(c, c.LivenessProbe), trimProbe(c, c.ReadinessProbe), trimProbe(c, c.StartupProbe)
-		if len(c.Ports) > 0 || less.LivenessProbe != nil || less.ReadinessProbe != nil || less.StartupProbe != nil {
+		if less.Image != "" || len(c.Ports) > 0 || less.LivenessProbe != nil || less.ReadinessProbe != nil || less.StartupProbe != nil {
 			kept = append(kept, less)
 		}
 	}

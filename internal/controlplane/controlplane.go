@@ -41,6 +41,12 @@
 //	coordination.k8s.io/leases                          get create update patch
 //	events, events.k8s.io/events                        create patch
 //	security.istio.io/peerauthentications               create   dry run only (contract 1.36)
+//
+// And, in ClusterRoles of their own that are bound only where it is asked for:
+//
+//	apps/{deployments,statefulsets,daemonsets}          get list patch   auto-upgrade
+//	policy/poddisruptionbudgets                         list             auto-upgrade
+//	pods                                                delete           repair, with the CNI plugin
 package controlplane
 
 import (
@@ -55,6 +61,7 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -91,6 +98,8 @@ type Config struct {
 	// meant to be on loopback all the same.
 	InspectAddress string
 	Replica        string // the name of this pod, for people
+	// RepairPods deletes pods that are held since the CNI plugin did not capture them.
+	RepairPods bool
 
 	Log *slog.Logger
 }
@@ -276,7 +285,16 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 func assembleLeader(cfg Config, mgr ctrl.Manager, auth *authority, pub *publisher, roots *rootWriter, enforce *enforcement) error {
 	maker := &rootMaker{client: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, namespace: cfg.Namespace, now: time.Now, random: rand.Reader, log: cfg.Log}
 	status := &statusWriter{client: mgr.GetClient(), verdicts: pub.verdicts, more: enforce.conditions, events: mgr.GetEventRecorder("podseal-control-plane"), now: time.Now, log: cfg.Log}
-	for _, run := range []leaderRunnable{maker.Run, status.Run} {
+	roll := &upgrader{
+		client: mgr.GetClient(), live: mgr.GetAPIReader(), settings: auth.Settings, namespace: cfg.Namespace, image: cfg.ProxyImage,
+		events: mgr.GetEventRecorder("podseal-control-plane"), log: cfg.Log,
+	}
+	mend := &repairer{client: mgr.GetClient(), settings: auth.Settings, namespace: cfg.Namespace, events: mgr.GetEventRecorder("podseal-control-plane"), now: time.Now, log: cfg.Log, tried: map[types.UID]attempt{}}
+	leading := []leaderRunnable{maker.Run, status.Run, roll.Run}
+	if cfg.RepairPods {
+		leading = append(leading, mend.Run)
+	}
+	for _, run := range leading {
 		if err := mgr.Add(run); err != nil {
 			return fmt.Errorf("control plane: %w", err)
 		}

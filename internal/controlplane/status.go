@@ -153,7 +153,7 @@ func (s *statusWriter) write(ctx context.Context, key discovery.Key, next []cond
 	s.written[key] = writing{s.now(), generation}
 	for _, c := range news {
 		if s.events != nil {
-			s.events.Eventf(obj, nil, corev1.EventTypeWarning, c.reason, "Enforce", "%s", truncate(c.message, maxNote))
+			s.events.Eventf(obj, nil, corev1.EventTypeWarning, c.reason, "Enforce", "%s", truncate(c.message))
 		}
 	}
 	return true, nil

@@ -129,7 +129,7 @@ func (c *Checker) Installed(ctx context.Context) Report {
 			{"every proxy is of the control plane's version", c.proxyVersions, false},
 			{"every pod that should have a proxy has one", c.uncaptured, false},
 			{"every label istio.io/rev names this mesh", c.revisions, false},
-			{"no label asks for workloads to be restarted", c.autoUpgrade, false},
+			{"every workload that asks to be rolled to the proxy of now is", c.autoUpgrade, false},
 			{"no pod of the mesh uses the network of its node", c.onTheNode, false},
 			{"every PeerAuthentication, AuthorizationPolicy, RequestAuthentication, DestinationRule and ServiceEntry is in force", c.policiesAccepted, false},
 		}},

@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,7 +27,6 @@ const (
 	proxyContainer   = "istio-proxy"
 	statusAnnotation = "sidecar.istio.io/status" // on every injected pod (contract 5.12)
 	revLabel         = "istio.io/rev"
-	autoUpgradeLabel = "istio.deckhouse.io/auto-upgrade"
 	injectLabel      = "sidecar.istio.io/inject"
 	rootKey          = "root-cert.pem"
 	rootSoon         = 30 * 24 * time.Hour
@@ -229,16 +227,24 @@ func (c *Checker) podsReady(ctx context.Context) *finding {
 	return nil
 }
 
-func (c *Checker) proxyVersions(ctx context.Context) *finding {
+// proxyImage is the image of the proxy that new pods get.
+func (c *Checker) proxyImage(ctx context.Context) (string, error) {
 	d := &appsv1.Deployment{}
 	if err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: "istiod"}, d); err != nil {
-		return cannotLook(err)
+		return "", err
 	}
-	want := ""
 	for _, arg := range d.Spec.Template.Spec.Containers[0].Args {
 		if v, ok := strings.CutPrefix(arg, "--proxy-image="); ok {
-			want = v
+			return v, nil
 		}
+	}
+	return "", nil
+}
+
+func (c *Checker) proxyVersions(ctx context.Context) *finding {
+	want, err := c.proxyImage(ctx)
+	if err != nil {
+		return cannotLook(err)
 	}
 	pods, err := injectedPods(ctx, c.Client)
 	if err != nil {
@@ -338,33 +344,6 @@ func (c *Checker) revisions(ctx context.Context) *finding {
 	if len(who) > 0 {
 		return warned("write the version into ModuleConfig istio (v1x27: settings.globalVersion \"1.27\", or additionalVersions), or label them istio.io/rev="+settings.DefaultRevision,
 			"no control plane is called %s, so there is no proxy: %s", strings.Join(slices.Sorted(maps.Keys(foreign)), ", "), some(who))
-	}
-	return nil
-}
-
-// autoUpgrade finds what asks to be restarted when the proxy is upgraded, which
-// nobody does: the control plane may not change workloads.
-func (c *Checker) autoUpgrade(ctx context.Context) *finding {
-	var who []string
-	for kind, list := range map[string]client.ObjectList{
-		"namespace": &corev1.NamespaceList{}, "deployment": &appsv1.DeploymentList{}, "daemonset": &appsv1.DaemonSetList{}, "statefulset": &appsv1.StatefulSetList{},
-	} {
-		if err := c.Client.List(ctx, list, client.MatchingLabels{autoUpgradeLabel: "true"}); err != nil {
-			return cannotLook(err)
-		}
-		if err := meta.EachListItem(list, func(o runtime.Object) error {
-			m, err := meta.Accessor(o)
-			if err == nil {
-				who = append(who, kind+" "+strings.TrimPrefix(m.GetNamespace()+"/"+m.GetName(), "/"))
-			}
-			return err
-		}); err != nil {
-			return cannotLook(err)
-		}
-	}
-	if len(who) > 0 {
-		return warned("after an upgrade this command names the pods whose proxy is old; restart them: kubectl -n NAMESPACE rollout restart deployment",
-			"label %s has no effect in this version: %s", autoUpgradeLabel, some(who))
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ import (
 
 	"podseal.io/podseal/api/deckhouse/v1alpha1"
 	"podseal.io/podseal/internal/settings"
+	"podseal.io/podseal/internal/upgrade"
 )
 
 var checkTime = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -337,15 +338,25 @@ func TestChecks(t *testing.T) {
 			},
 			[]string{"warning: 1 pod has no proxy, in namespaces of the mesh: new/late", "warning: no control plane is called canary, v1x21, so there is no proxy: namespace old, pod plain/odd"},
 		},
-		"workloads that want to be restarted": {
+		"workloads that ask to be rolled, and nobody may": { // contract 5.7
 			func(h *healthy) {
-				auto := map[string]string{autoUpgradeLabel: "true"}
+				auto := map[string]string{upgrade.Label: "true"}
 				h.more = append(h.more,
 					&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "old", Labels: auto, DeletionTimestamp: new(metav1.Now()), Finalizers: []string{"x"}}},
 					&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", Labels: auto}},
 					&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
 			},
-			[]string{"warning: label istio.deckhouse.io/auto-upgrade has no effect in this version: namespace old, statefulset shop/db"},
+			[]string{"warning: label istio.deckhouse.io/auto-upgrade has no effect, as ModuleConfig istio doesn't allow it: namespace old, statefulset shop/db"},
+		},
+		"workloads that ask to be rolled, and can't be": {
+			func(h *healthy) {
+				h.mc.Annotations = map[string]string{settings.AnnotationAutoUpgrade: "true"}
+				set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "db", Labels: map[string]string{upgrade.Label: "true"}}}
+				set.Spec.UpdateStrategy.Type = appsv1.OnDeleteStatefulSetStrategyType
+				h.pod.Spec.InitContainers[0].Image, h.pod.OwnerReferences = "podseal.io/podseal-proxy:v0", []metav1.OwnerReference{{Kind: "StatefulSet", Name: "db", UID: "db", Controller: new(true)}}
+				h.more = append(h.more, set)
+			},
+			[]string{"warning: 1 of 1 run another proxy", "warning: 1 workload is not rolled to the proxy of now: statefulset shop/db (its updateStrategy is OnDelete)"},
 		},
 		"pod that opted out": {
 			func(h *healthy) {

@@ -171,7 +171,11 @@ func (m *Manager) apply(ctx context.Context, s settings.Settings) error {
 // objects are the control plane's part and the Secret with the settings. cni is what
 // the DaemonSet of the CNI plugin is to do, "" for none.
 func (m *Manager) objects(s settings.Settings, cni string) ([]*unstructured.Unstructured, error) {
-	objects, err := Render(m.valuesFor(s, cni), PartControlPlane)
+	return m.objectsOf(s, m.valuesFor(s, cni))
+}
+
+func (m *Manager) objectsOf(s settings.Settings, values Values) ([]*unstructured.Unstructured, error) {
+	objects, err := Render(values, PartControlPlane)
 	if err != nil {
 		return nil, err
 	}
@@ -211,8 +215,21 @@ func (m *Manager) objects(s settings.Settings, cni string) ([]*unstructured.Unst
 func (m *Manager) everything() ([]*unstructured.Unstructured, error) {
 	s := settings.Default("")
 	s.ControlPlane.Replicas = 2 // more than one brings the PodDisruptionBudget
-	objects, err := m.objects(s, cniInstall)
+	s.AutoUpgrade = true
+	values := m.valuesFor(s, cniInstall)
+	values["cni"] = with(values["cni"], "repair", true)
+	objects, err := m.objectsOf(s, values)
 	return slices.DeleteFunc(objects, func(u *unstructured.Unstructured) bool { return u.GetKind() == "Namespace" }), err
+}
+
+// with is a copy of an object among values, with one more field.
+func with(object any, key string, value any) map[string]any {
+	out := map[string]any{key: value}
+	if was, ok := object.(map[string]any); ok {
+		out = maps.Clone(was)
+		out[key] = value
+	}
+	return out
 }
 
 // valuesFor lays the settings over the chart values.
@@ -223,6 +240,7 @@ func (m *Manager) valuesFor(s settings.Settings, cni string) Values {
 	}
 	cp := s.ControlPlane
 	controlPlane["replicas"] = int64(cp.Replicas)
+	controlPlane["autoUpgrade"] = s.AutoUpgrade
 	resources := map[string]any{}
 	for kind, q := range map[string]map[string]string{
 		"requests": {"cpu": cp.RequestCPU, "memory": cp.RequestMemory},
@@ -263,12 +281,7 @@ func (m *Manager) valuesFor(s settings.Settings, cni string) Values {
 	if values == nil {
 		values = Values{}
 	}
-	plugin := map[string]any{}
-	if was, ok := m.Values["cni"].(map[string]any); ok {
-		maps.Copy(plugin, was)
-	}
-	plugin["mode"] = cni
-	values["cni"] = plugin
+	values["cni"] = with(m.Values["cni"], "mode", cni)
 	values["controlPlane"] = controlPlane
 	values["clusterDomain"] = s.ClusterDomain
 	if len(s.Revisions) > 0 {

@@ -259,6 +259,44 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// TestRightsOnRequest: the control plane may change workloads, and delete pods, only
+// while it is asked for something that needs it.
+func TestRightsOnRequest(t *testing.T) {
+	w := newWorld(t, moduleConfig(true, 3, ""))
+	bound := func() (upgrade, repair bool) {
+		return w.has(&rbacv1.ClusterRoleBinding{}, "", "podseal-auto-upgrade"), w.has(&rbacv1.ClusterRoleBinding{}, "", "podseal-cni-repair")
+	}
+	for _, step := range []struct {
+		annotation, settings string
+		values               Values
+		upgrade, repair      bool
+	}{
+		{"", "", nil, false, false},
+		{"true", "", nil, true, false},
+		{"false", withPlugin, nil, false, true},
+		{"", withPlugin, Values{"cni": map[string]any{"repair": false}}, false, false},
+		{"", "", nil, false, false},
+	} {
+		w.m.Values = step.values
+		w.set(func(mc *v1alpha1.ModuleConfig) {
+			mc.Annotations = map[string]string{settings.AnnotationAutoUpgrade: step.annotation}
+			mc.Spec.Settings = nil
+			if step.settings != "" {
+				mc.Spec.Settings = &runtime.RawExtension{Raw: []byte(step.settings)}
+			}
+		})
+		w.reconcile()
+		w.reconcile()
+		if upgrade, repair := bound(); upgrade != step.upgrade || repair != step.repair {
+			t.Errorf("%+v: bound auto-upgrade %t, repair %t", step, upgrade, repair)
+		}
+		args := strings.Join(get(w, &appsv1.Deployment{}, "d8-istio", "istiod").Spec.Template.Spec.Containers[0].Args, " ")
+		if off := strings.Contains(args, "--repair-pods=false"); off != (step.values != nil) {
+			t.Errorf("%+v: arguments %s", step, args)
+		}
+	}
+}
+
 func TestWrongSettings(t *testing.T) {
 	const wrong = `{"outboundTrafficPolicyMode":"Sometimes","sidecar":{"excludeInboundPorts":["x"]}}`
 	w := newWorld(t, moduleConfig(true, 3, wrong))

@@ -41,7 +41,7 @@ func TestDocsTable(t *testing.T) {
 	if diff := gocmp.Diff(coded, documented); diff != "" {
 		t.Error("docs/settings.md (+) and the code (-) differ:", diff)
 	}
-	for _, name := range []string{AnnotationTrustDomain, AnnotationTrustDomainAliases} {
+	for _, name := range []string{AnnotationTrustDomain, AnnotationTrustDomainAliases, AnnotationAutoUpgrade} {
 		if !strings.Contains(string(page), "`"+name+"`") {
 			t.Error("docs/settings.md lacks", name)
 		}

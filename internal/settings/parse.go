@@ -28,6 +28,7 @@ const (
 	AnnotationPrefix             = "podseal.io/"
 	AnnotationTrustDomain        = AnnotationPrefix + "trust-domain"
 	AnnotationTrustDomainAliases = AnnotationPrefix + "trust-domain-aliases" // comma-separated
+	AnnotationAutoUpgrade        = AnnotationPrefix + "auto-upgrade"         // true or false
 )
 
 // Cluster is what Parse must know of the cluster.
@@ -235,7 +236,14 @@ func (p *parser) annotations(annotations map[string]string) {
 			p.out.TrustDomainAliases = append(p.out.TrustDomainAliases, alias)
 		}
 	}
-	known := []string{AnnotationTrustDomain, AnnotationTrustDomainAliases}
+	switch value := annotations[AnnotationAutoUpgrade]; value {
+	case "", "false":
+	case "true":
+		p.out.AutoUpgrade = true
+	default:
+		p.fault("annotation "+AnnotationAutoUpgrade, value, "write \"true\" or \"false\"")
+	}
+	known := []string{AnnotationTrustDomain, AnnotationTrustDomainAliases, AnnotationAutoUpgrade}
 	for name := range annotations {
 		if strings.HasPrefix(name, AnnotationPrefix) && !slices.Contains(known, name) {
 			text := "unknown, has no effect"

@@ -265,6 +265,20 @@ func TestTrustDomainAnnotations(t *testing.T) {
 	}
 }
 
+func TestAutoUpgradeAnnotation(t *testing.T) {
+	m := config(t, "{version: 3}")
+	for value, want := range map[string]bool{"true": true, "false": false, "": false} {
+		m.Annotations = map[string]string{AnnotationAutoUpgrade: value}
+		if s, warnings, err := Parse(m, Cluster{}); err != nil || len(warnings) > 0 || s.AutoUpgrade != want {
+			t.Errorf("%q: %t, %v, %v", value, s.AutoUpgrade, warnings, err)
+		}
+	}
+	m.Annotations = map[string]string{AnnotationAutoUpgrade: "yes"}
+	if _, _, err := Parse(m, Cluster{}); err == nil || !strings.Contains(err.Error(), `podseal.io/auto-upgrade: "yes": write "true" or "false"`) {
+		t.Error(err)
+	}
+}
+
 // issue makes a CA certificate, self-signed if parent is nil.
 func issue(t *testing.T, name string, isCA bool, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, string, string) {
 	t.Helper()

@@ -27,6 +27,8 @@ type Settings struct {
 	// CNIPlugin captures pods from their nodes' side and not by an init container
 	// (dataPlane.trafficRedirectionSetupMode).
 	CNIPlugin bool `json:"cniPlugin,omitempty"`
+	// AutoUpgrade rolls the workloads that ask for it when the proxy is upgraded.
+	AutoUpgrade bool `json:"autoUpgrade,omitempty"`
 
 	AccessLog    AccessLog    `json:"accessLog,omitzero"`
 	Sidecar      Sidecar      `json:"sidecar"`
