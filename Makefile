@@ -72,7 +72,7 @@ bin/tools/golangci-lint: tools/go.mod
 gen: setup ## regenerate what is generated
 	@mkdir -p bin/tools
 	go build -modfile=tools/go.mod -o bin/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
-	protoc -I . --go_out=. --go_opt=module=podseal.io/podseal --go-grpc_out=. --go-grpc_opt=module=podseal.io/podseal api/mesh/v1/mesh.proto api/report/v1/report.proto internal/xds/xdspb/discovery.proto internal/authpb/authorization.proto
+	protoc -I . --go_out=. --go_opt=module=podseal.io/podseal --go-grpc_out=. --go-grpc_opt=module=podseal.io/podseal api/mesh/v1/mesh.proto api/report/v1/report.proto api/peer/v1/peer.proto internal/xds/xdspb/discovery.proto internal/authpb/authorization.proto
 
 gen-check: gen ## generated files are fresh, go.mod is tidy
 	git diff --exit-code -- '*.pb.go'

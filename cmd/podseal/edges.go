@@ -22,19 +22,6 @@ import (
 	"podseal.io/podseal/internal/edges"
 )
 
-type reportOf = edges.Report
-
-// newest is when a report's last edge was seen.
-func newest(r reportOf) time.Time {
-	var last time.Time
-	for i := range r.Edges {
-		if r.Edges[i].Last.After(last) {
-			last = r.Edges[i].Last
-		}
-	}
-	return last
-}
-
 type edgesOptions struct {
 	namespace, from, to string
 	plaintext, watch    bool

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -70,7 +71,7 @@ func testView() *controlplane.View {
 // asLooker serves views as the replicas of a control plane do.
 func asLooker(t *testing.T, views ...*controlplane.View) *looker {
 	l := &looker{token: "t", tokenEnds: time.Now().Add(time.Hour), closed: make(chan struct{}), told: map[string]bool{}, notes: t.Output()}
-	for _, v := range views {
+	for i, v := range views {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.Header.Get("Authorization") != "Bearer t":
@@ -89,7 +90,7 @@ func asLooker(t *testing.T, views ...*controlplane.View) *looker {
 			}
 		}))
 		t.Cleanup(server.Close)
-		l.replicas = append(l.replicas, replica{"r", server.URL, server.Client()})
+		l.replicas = append(l.replicas, replica{fmt.Sprintf("istiod-%d", i+1), server.URL, server.Client()})
 	}
 	return l
 }
@@ -245,6 +246,47 @@ func TestReplicasAreJoined(t *testing.T) {
 	_, err = asLooker(t, nil).view(t.Context(), "")
 	if err == nil || !strings.Contains(err.Error(), "may not list edges") {
 		t.Error(err)
+	}
+}
+
+// A replica that speaks for others spares asking them; whom it can't speak for, being
+// of an older version or out of its reach, is asked too.
+func TestReplicasThatSpeakForOthers(t *testing.T) {
+	speaks := func(v *controlplane.View, peers ...controlplane.PeerView) *controlplane.View {
+		v.Peers = append([]controlplane.PeerView{}, peers...)
+		return v
+	}
+	fine := func(name string) controlplane.PeerView { return controlplane.PeerView{Replica: name} }
+	fails := func(name string) controlplane.PeerView {
+		return controlplane.PeerView{Replica: name, Error: "it is of a version that can't be asked by other replicas"}
+	}
+	second := func() *controlplane.View {
+		v := testView()
+		v.Replica = "istiod-2"
+		return v
+	}
+	for name, tc := range map[string]struct {
+		views       []*controlplane.View
+		asked, note string
+	}{
+		"for all":                          {[]*controlplane.View{speaks(testView(), fine("istiod-2")), nil}, "istiod-1", ""},
+		"alone":                            {[]*controlplane.View{speaks(testView())}, "istiod-1", ""},
+		"an older one":                     {[]*controlplane.View{testView(), second()}, "istiod-1,istiod-2", ""},
+		"not for an older one":             {[]*controlplane.View{speaks(testView(), fails("istiod-2")), second()}, "istiod-1,istiod-2", ""},
+		"an older one, not forwarded to":   {[]*controlplane.View{speaks(testView(), fails("istiod-2")), nil}, "istiod-1", "ask istiod-2: viewer may not"},
+		"one that came later":              {[]*controlplane.View{speaks(testView(), fails("istiod-3"))}, "istiod-1", "istiod-1 asked istiod-3: it is of a version"},
+		"for one that is not forwarded to": {[]*controlplane.View{nil, speaks(second(), fine("istiod-1"))}, "istiod-2", ""},
+	} {
+		l := asLooker(t, tc.views...)
+		var notes bytes.Buffer
+		l.notes = &notes
+		v, err := l.view(t.Context(), "")
+		if err != nil || v.Replica != tc.asked {
+			t.Errorf("%s: %+v, %v", name, v, err)
+		}
+		if said := notes.String(); (tc.note == "") != (said == "") || !strings.Contains(said, tc.note) {
+			t.Errorf("%s: %q", name, said)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -48,10 +48,11 @@ const (
 // maxView bounds the answer of one replica, in bytes.
 const maxView = 256 << 20
 
-// looker asks every replica of the control plane. Each proxy is connected to one
-// of them, so their answers belong together.
+// looker asks the control plane. Each proxy is connected to one replica; a replica
+// answers for all others that answer it, and who it can't speak for is asked too.
 type looker struct {
 	client    client.Client
+	config    *rest.Config
 	replicas  []replica
 	notes     io.Writer
 	token     string
@@ -61,48 +62,110 @@ type looker struct {
 }
 
 type replica struct {
-	name, url string
+	name, url string // no URL: there is no way to it yet
 	http      *http.Client
 }
 
-// look opens a way to each replica. Callers close it.
+// look opens a way to a replica, and to others when they are needed. Callers close it.
 func (k *kube) look(ctx context.Context, notes io.Writer) (*looker, error) {
 	c, cfg, err := k.client(io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	l := &looker{client: c, notes: notes, closed: make(chan struct{}), told: map[string]bool{}}
+	l := &looker{client: c, config: cfg, notes: notes, closed: make(chan struct{}), told: map[string]bool{}}
 	var pods corev1.PodList
 	if err := c.List(ctx, &pods, client.InNamespace(settings.Namespace), client.MatchingLabels{"app": "istiod"}); err != nil {
 		return nil, lookError("find the control plane", err)
 	}
-	var failed []error
 	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil {
-			continue
+		if pod := &pods.Items[i]; pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil {
+			l.replicas = append(l.replicas, replica{pod.Name, "", &http.Client{Timeout: 30 * time.Second}})
 		}
-		port, err := l.forward(ctx, cfg, pod.Namespace, pod.Name, controlplane.InspectPort)
-		if err != nil {
-			failed = append(failed, lookError("reach "+pod.Name, err))
-			continue
+	}
+	var failed error
+	for i := range l.replicas {
+		err := l.reach(ctx, &l.replicas[i])
+		if err == nil {
+			return l, nil
 		}
-		l.replicas = append(l.replicas, replica{pod.Name, fmt.Sprintf("http://127.0.0.1:%d", port), &http.Client{Timeout: 30 * time.Second}})
+		failed = cmp.Or(failed, err)
 	}
-	if len(l.replicas) == 0 {
-		l.close()
-		if len(failed) > 0 {
-			return nil, failed[0]
-		}
-		return nil, codedError{errors.New("the control plane is not running: no pod of d8-istio/istiod is there. `podseal check` says why"), exitUnavailable}
+	l.close()
+	if failed == nil {
+		failed = codedError{errors.New("the control plane is not running: no pod of d8-istio/istiod is there. `podseal check` says why"), exitUnavailable}
 	}
-	for _, err := range failed {
-		l.note("what this replica knows is missing: " + err.Error())
-	}
-	return l, nil
+	return nil, failed
 }
 
-// lookAt opens a way to each replica and asks for parts of a namespace, or of all.
+// reach opens a way to a replica, if there is none yet.
+func (l *looker) reach(ctx context.Context, r *replica) error {
+	if r.url != "" {
+		return nil
+	}
+	port, err := l.forward(ctx, l.config, settings.Namespace, r.name, controlplane.InspectPort)
+	if err != nil {
+		return lookError("reach "+r.name, err)
+	}
+	r.url = fmt.Sprintf("http://127.0.0.1:%d", port)
+	return nil
+}
+
+// each asks replicas until every one is spoken for: ask returns for whom else the
+// one that it asked has spoken, and for whom it could not. What is missing in the end
+// is returned; it is an error when nobody answers.
+func (l *looker) each(ctx context.Context, ask func(r *replica) ([]controlplane.PeerView, error)) (missing []error, err error) {
+	if err := l.authorize(ctx); err != nil {
+		return nil, err
+	}
+	spoken, failed, order := map[string]bool{}, map[string]error{}, []string{}
+	fail := func(name string, err error) {
+		if failed[name] == nil {
+			order = append(order, name)
+		}
+		failed[name] = err // what is said last is what the CLI itself found, if it asked
+	}
+	for i := range l.replicas {
+		r := &l.replicas[i]
+		if spoken[r.name] {
+			continue
+		}
+		err := l.reach(ctx, r)
+		var peers []controlplane.PeerView
+		if err == nil {
+			peers, err = ask(r)
+		}
+		if err != nil {
+			fail(r.name, fmt.Errorf("ask %s: %w", r.name, err))
+			continue
+		}
+		spoken[r.name] = true
+		for _, p := range peers {
+			if p.Error == "" {
+				spoken[p.Replica] = true
+			} else if failed[p.Replica] == nil {
+				fail(p.Replica, fmt.Errorf("%s asked %s: %s", r.name, p.Replica, p.Error))
+			}
+		}
+	}
+	for _, name := range order {
+		if !spoken[name] {
+			missing = append(missing, failed[name])
+		}
+	}
+	if len(spoken) == 0 {
+		return nil, missing[0]
+	}
+	return missing, nil
+}
+
+// noteMissing says what isn't in an answer.
+func (l *looker) noteMissing(missing []error) {
+	for _, err := range missing {
+		l.note("what this replica knows is missing: " + err.Error())
+	}
+}
+
+// lookAt opens a way to the control plane and asks for parts of a namespace, or of all.
 // Callers close the looker.
 func (k *kube) lookAt(ctx context.Context, notes io.Writer, namespace string, parts ...string) (*looker, *controlplane.View, error) {
 	l, err := k.look(ctx, notes)
@@ -202,67 +265,50 @@ func lookError(doing string, err error) error {
 	}
 }
 
-// view asks every replica and joins the answers.
+// view asks the control plane what it knows.
 func (l *looker) view(ctx context.Context, namespace string, parts ...string) (*controlplane.View, error) {
-	if err := l.authorize(ctx); err != nil {
-		return nil, err
-	}
-	var all []*controlplane.View
-	var failed []error
-	for _, r := range l.replicas {
-		v, err := l.ask(ctx, r, namespace, parts)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("ask %s: %w", r.name, err))
-			continue
-		}
-		all = append(all, v)
-	}
-	if len(all) == 0 {
-		return nil, failed[0]
-	}
-	for _, err := range failed {
-		l.note("what this replica knows is missing: " + err.Error())
-	}
-	return joinViews(all), nil
-}
-
-func (l *looker) ask(ctx context.Context, r replica, namespace string, parts []string) (*controlplane.View, error) {
 	query := url.Values{"part": parts}
 	if namespace != "" {
 		query.Set("namespace", namespace)
 	}
-	v := &controlplane.View{}
-	return v, l.call(ctx, r, http.MethodGet, controlplane.InspectPath+"?"+query.Encode(), nil, v)
-}
-
-// explain asks what would be: one replica if every one knows it, else all.
-func (l *looker) explain(ctx context.Context, q *controlplane.ExplainRequest) (*controlplane.ExplainAnswer, error) {
-	if err := l.authorize(ctx); err != nil {
+	var all []*controlplane.View
+	missing, err := l.each(ctx, func(r *replica) ([]controlplane.PeerView, error) {
+		v := &controlplane.View{}
+		if err := l.call(ctx, r, http.MethodGet, controlplane.InspectPath+"?"+query.Encode(), nil, v); err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+		return v.Peers, nil
+	})
+	if err != nil {
 		return nil, err
 	}
+	l.noteMissing(missing)
+	return controlplane.JoinViews(all), nil
+}
+
+// explain asks what would be.
+func (l *looker) explain(ctx context.Context, q *controlplane.ExplainRequest) (*controlplane.ExplainAnswer, error) {
 	text, err := json.Marshal(q)
 	if err != nil {
 		return nil, fmt.Errorf("write the question: %w", err)
 	}
 	var all []*controlplane.ExplainAnswer
-	var failed []error
-	for _, r := range l.replicas {
+	missing, err := l.each(ctx, func(r *replica) ([]controlplane.PeerView, error) {
+		if len(all) > 0 && len(q.Pods) == 0 {
+			return nil, nil // every replica knows the same
+		}
 		a := &controlplane.ExplainAnswer{}
 		if err := l.call(ctx, r, http.MethodPost, controlplane.ExplainPath, text, a); err != nil {
-			failed = append(failed, fmt.Errorf("ask %s: %w", r.name, err))
-			continue
+			return nil, err
 		}
 		all = append(all, a)
-		if len(q.Pods) == 0 {
-			break
-		}
+		return a.Peers, nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	if len(all) == 0 {
-		return nil, failed[0]
-	}
-	for _, err := range failed {
-		l.note("what this replica knows is missing: " + err.Error())
-	}
+	l.noteMissing(missing)
 	out := controlplane.JoinExplain(all)
 	if out.Unread != "" {
 		l.note("not looked at: " + out.Unread)
@@ -271,11 +317,22 @@ func (l *looker) explain(ctx context.Context, q *controlplane.ExplainRequest) (*
 }
 
 // page asks a replica for a part of the dashboard. Callers close the body.
-func (l *looker) page(ctx context.Context, name string) (*http.Response, error) {
+func (l *looker) page(ctx context.Context, name string) (res *http.Response, err error) {
 	if err := l.authorize(ctx); err != nil {
 		return nil, err
 	}
-	r := l.replicas[0]
+	for i := range l.replicas {
+		if res, err = l.pageOf(ctx, &l.replicas[i], name); err == nil {
+			break
+		}
+	}
+	return res, err
+}
+
+func (l *looker) pageOf(ctx context.Context, r *replica, name string) (*http.Response, error) {
+	if err := l.reach(ctx, r); err != nil {
+		return nil, err
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+dashboard.Path+url.PathEscape(name), http.NoBody) //nolint:gosec // the replica that was forwarded to
 	if err != nil {
 		return nil, err
@@ -285,7 +342,7 @@ func (l *looker) page(ctx context.Context, name string) (*http.Response, error) 
 }
 
 // call asks one replica and decodes its answer.
-func (l *looker) call(ctx context.Context, r replica, method, path string, question []byte, answer any) error {
+func (l *looker) call(ctx context.Context, r *replica, method, path string, question []byte, answer any) error {
 	req, err := http.NewRequestWithContext(ctx, method, r.url+path, bytes.NewReader(question))
 	if err != nil {
 		return err
@@ -315,34 +372,4 @@ func (l *looker) call(ctx context.Context, r replica, method, path string, quest
 	default:
 		return codedError{err, exitUnavailable}
 	}
-}
-
-// joinViews makes one view of those of all replicas. A pod that moved from one
-// to another is taken from where it is connected.
-func joinViews(all []*controlplane.View) *controlplane.View {
-	out := all[0]
-	for _, v := range all[1:] {
-		if len(v.Pods) > len(out.Pods) { // every replica knows all; one that has just started may know less
-			out.Pods = v.Pods
-		}
-		out.Replica += "," + v.Replica
-		out.Proxies = append(out.Proxies, v.Proxies...)
-		out.Edges = append(out.Edges, v.Edges...)
-	}
-	slices.SortStableFunc(out.Proxies, func(a, b controlplane.ProxyView) int {
-		if c := strings.Compare(a.Namespace+"/"+a.Pod, b.Namespace+"/"+b.Pod); c != 0 {
-			return c
-		}
-		return b.Connected.Compare(a.Connected)
-	})
-	out.Proxies = slices.CompactFunc(out.Proxies, func(a, b controlplane.ProxyView) bool { return a.Namespace == b.Namespace && a.Pod == b.Pod })
-	// counts are totals of the proxy: the newest report of a pod has all that older ones have
-	slices.SortStableFunc(out.Edges, func(a, b reportOf) int {
-		if c := strings.Compare(a.Pod, b.Pod); c != 0 {
-			return c
-		}
-		return newest(b).Compare(newest(a))
-	})
-	out.Edges = slices.CompactFunc(out.Edges, func(a, b reportOf) bool { return a.Pod == b.Pod })
-	return out
 }

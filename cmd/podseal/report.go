@@ -37,8 +37,8 @@ const (
 //go:embed report.html
 var reportPage string
 
-// auditReport is the document of `podseal report`: what each replica of the control
-// plane states, as it signed it.
+// auditReport is the document of `podseal report`: what the control plane states, as
+// it signed it; one statement of a replica that speaks for all, or several.
 type auditReport struct {
 	Kind       string            `json:"kind"`
 	Statements []*ca.Attestation `json:"statements"`
@@ -99,22 +99,30 @@ func (o *reportOptions) write(ctx context.Context, s streams, k *kube) error {
 	return err
 }
 
-// attest asks every replica: a document that lacks one would not be whole.
+// attest asks until every replica is spoken for: a document that lacks one would not
+// be whole.
 func (l *looker) attest(ctx context.Context, namespace string) ([]*ca.Attestation, error) {
-	if err := l.authorize(ctx); err != nil {
-		return nil, err
-	}
 	path := controlplane.AttestPath
 	if namespace != "" {
 		path += "?" + url.Values{"namespace": {namespace}}.Encode()
 	}
-	all := make([]*ca.Attestation, 0, len(l.replicas))
-	for _, r := range l.replicas {
-		a := &ca.Attestation{}
+	var all []*ca.Attestation
+	missing, err := l.each(ctx, func(r *replica) ([]controlplane.PeerView, error) {
+		a, said := &ca.Attestation{}, &controlplane.Statement{}
 		if err := l.call(ctx, r, http.MethodGet, path, nil, a); err != nil {
-			return nil, fmt.Errorf("ask %s: %w", r.name, err)
+			return nil, err
+		}
+		if err := json.Unmarshal(a.Statement, said); err != nil {
+			return nil, fmt.Errorf("read what is stated: %w", err)
 		}
 		all = append(all, a)
+		return said.Peers, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) > 0 {
+		return nil, codedError{fmt.Errorf("the document would not be whole: %w", missing[0]), exitUnavailable}
 	}
 	return all, nil
 }
@@ -296,7 +304,7 @@ func contentOf(statements []controlplane.Statement) *reportContent {
 			}
 		}
 	}
-	c.View = joinViews(views)
+	c.View = controlplane.JoinViews(views)
 	seen := coverageOf(c.View)
 	c.Reporting, c.Unobserved, c.Outside = seen.observed, seen.silent, seen.outside
 	for _, l := range edges.Build(c.View.Edges) {

@@ -26,7 +26,8 @@ const StatementKind = "podseal.io/statement/v1"
 // Signer is the service account whose identity statements are signed with.
 const Signer = settings.ServiceName
 
-// Statement is what one replica of the control plane states of the mesh.
+// Statement is what a replica of the control plane states of the mesh: what it knows,
+// and what those of the others know that have answered it.
 type Statement struct {
 	Kind        string    `json:"kind"`
 	TrustDomain string    `json:"trust_domain"`
@@ -51,7 +52,6 @@ type attester struct {
 	issuer  func() (*ca.Issuer, error)
 	domain  func() string
 	own     string // namespace of the control plane
-	started time.Time
 	now     func() time.Time
 }
 
@@ -65,7 +65,7 @@ func (a *attester) attest(ctx context.Context, namespace string) (*ca.Attestatio
 	if err != nil {
 		return nil, err
 	}
-	s := Statement{Kind: StatementKind, TrustDomain: a.domain(), Namespace: namespace, Since: a.started, View: *view, Exceptions: []Exception{}}
+	s := Statement{Kind: StatementKind, TrustDomain: a.domain(), Namespace: namespace, Since: view.Started, View: *view, Exceptions: []Exception{}}
 	cluster := a.cluster()
 	if cluster == nil {
 		return nil, errors.New("the cluster is not known yet")

@@ -65,12 +65,12 @@ func TestAttest(t *testing.T) {
 	}
 	a := &attester{
 		view: func(_ context.Context, namespace string, _ []string) (*View, error) {
-			return &View{Replica: "istiod-1", Now: now, Pods: []PodView{{Namespace: namespace, Name: "web-1"}}}, nil
+			return &View{Replica: "istiod-1", Started: now.Add(-time.Hour), Now: now, Pods: []PodView{{Namespace: namespace, Name: "web-1"}}}, nil
 		},
 		cluster: func() *discovery.Cluster { return cluster },
 		issuer:  func() (*ca.Issuer, error) { return issuer, nil },
 		domain:  func() string { return "cluster.local" },
-		own:     "d8-istio", started: now.Add(-time.Hour), now: func() time.Time { return now },
+		own:     "d8-istio", now: func() time.Time { return now },
 	}
 	signed, err := a.attest(t.Context(), "shop")
 	if err != nil {
@@ -80,7 +80,7 @@ func TestAttest(t *testing.T) {
 		t.Errorf("signed by %s, %v", id, err)
 	}
 	var s Statement
-	if err := json.Unmarshal(signed.Statement, &s); err != nil || s.Kind != StatementKind || s.Pods[0].Namespace != "shop" || len(s.Exceptions) != len(want) || !s.Since.Equal(a.started) {
+	if err := json.Unmarshal(signed.Statement, &s); err != nil || s.Kind != StatementKind || s.Pods[0].Namespace != "shop" || len(s.Exceptions) != len(want) || !s.Since.Equal(now.Add(-time.Hour)) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	a.cluster = func() *discovery.Cluster { return nil }

@@ -1,7 +1,7 @@
 // Package controlplane is the process that tells proxies what to do and gives
 // workloads their certificates.
 //
-//	:15012  gRPC over TLS   delta ADS (package xds), CreateCertificate (package ca), edges (package report)
+//	:15012  gRPC over TLS   delta ADS (package xds), CreateCertificate (package ca), edges (package report), questions of other replicas
 //	:15017  HTTPS           /inject and /validate, for the API server (contract 5.1, 1.36)
 //	:15014  HTTP            /metrics
 //	:8080   HTTP            /ready, /debug/proxies
@@ -249,15 +249,21 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 		}
 	}
 	health := &healthServer{authority: auth, publisher: pub, streams: streams.xds, store: store}
-	look := &viewer{cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, now: time.Now}
+	look := &viewer{
+		cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, started: time.Now(), now: time.Now,
+	}
+	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, replica: cfg.Replica, now: time.Now}
+	own := &stateReader{cluster: pub.last.Load, each: streams.xds.Each}
+	peers := newPeerClient(cfg.Replica, cfg.Namespace, mgr.GetCache(), auth, cfg.Log)
+	all := &replicas{own: look, answers: asked, peers: peers}
+	streams.answerPeers(cfg, look, asked, own)
 	hooks := &webhooks{
-		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace, meshConfig: mesh.Text, advise: (&adviser{look.view}).warn,
+		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace, meshConfig: mesh.Text, advise: (&adviser{all.view}).warn,
 		params: cfg.InjectParams(native),
 		log:    cfg.Log,
 	}
-	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, replica: cfg.Replica, now: time.Now}
-	states := &attester{view: look.view, cluster: pub.last.Load, issuer: auth.Issuer, domain: auth.TrustDomain, own: cfg.Namespace, started: time.Now(), now: time.Now}
-	inspect := newInspector(mgr.GetClient(), look, asked, states, cfg.Log)
+	states := &attester{view: all.view, cluster: pub.last.Load, issuer: auth.Issuer, domain: auth.TrustDomain, own: cfg.Namespace, now: time.Now}
+	inspect := newInspector(mgr.GetClient(), all, states, cfg.Log)
 	everywhere := []runnable{
 		auth.Run,
 		pub.Run,
@@ -277,7 +283,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 		}
 	}
 	counts.registry.MustRegister(newTruthMetrics(look.view, streams.xds.Peers, time.Now))
-	enforce := &enforcement{cluster: pub.last.Load, each: streams.xds.Each, view: look.view, now: time.Now, log: cfg.Log}
+	enforce := &enforcement{own: own, others: &peerStateReader{peers: peers, now: time.Now}, view: all.view, now: time.Now, log: cfg.Log}
 	return assembleLeader(cfg, mgr, auth, pub, roots, enforce)
 }
 

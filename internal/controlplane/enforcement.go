@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"podseal.io/podseal/internal/discovery"
 	"podseal.io/podseal/internal/strict"
 	"podseal.io/podseal/internal/wire"
-	"podseal.io/podseal/internal/xds"
 )
 
 // The reasons of the conditions Enforced and CallersReady.
@@ -35,40 +33,35 @@ const maxNamed = 5
 // callersEvery is how often it is looked who STRICT refuses.
 const callersEvery = 30 * time.Second
 
-// enforcement knows, of each policy, how far the proxies are that it is for: those
-// that are connected to this replica.
+// enforcement knows, of each policy, how far the proxies are that it is for.
 type enforcement struct {
-	cluster func() *discovery.Cluster
-	each    func(visit func(peer xds.PeerStatus, holding func(typeURL, name string) xds.Holding))
-	view    func(ctx context.Context, namespace string, parts []string) (*View, error)
-	now     func() time.Time
-	log     *slog.Logger
+	own    *stateReader
+	others *peerStateReader
+	view   func(ctx context.Context, namespace string, parts []string) (*View, error)
+	now    func() time.Time
+	log    *slog.Logger
 
-	seen    *discovery.Cluster // that governs is of
-	governs map[discovery.Key][]string
 	looked  time.Time // at callers
 	callers map[discovery.Key]condition
 }
 
 // conditions are Enforced, and CallersReady of what says STRICT, of all policies.
 func (e *enforcement) conditions(ctx context.Context, verdicts discovery.Verdicts) map[discovery.Key][]condition {
-	c := e.cluster()
-	if c == nil {
+	own, governs := e.own.read()
+	if own == nil {
 		return nil
 	}
-	if e.seen != c {
-		e.seen, e.governs = c, discovery.Governs(*c)
-	}
-	states := e.states()
+	all, silent := e.others.read(ctx)
+	states := tallyStates(governs, append(all, own))
 	out := map[discovery.Key][]condition{}
 	for key, v := range verdicts {
 		if slices.Contains(enforceable, key.Kind) {
-			out[key] = append(out[key], enforcedCondition(v, e.governs[key], states[key]))
+			out[key] = append(out[key], enforcedCondition(v, governs[key], states[key], silent))
 		}
 	}
 	if e.now().Sub(e.looked) >= callersEvery {
 		e.looked = e.now()
-		e.callers = e.refusedBy(ctx, c)
+		e.callers = e.refusedBy(ctx, e.own.cluster(), governs)
 	}
 	for key, c := range e.callers {
 		out[key] = append(out[key], c)
@@ -80,52 +73,6 @@ func (e *enforcement) conditions(ctx context.Context, verdicts discovery.Verdict
 type state struct {
 	held, waiting int
 	rejected      []string
-}
-
-func (e *enforcement) states() map[discovery.Key]*state {
-	byPod := map[string][]discovery.Key{}
-	for key, pods := range e.governs {
-		for _, pod := range pods {
-			byPod[pod] = append(byPod[pod], key)
-		}
-	}
-	type said struct {
-		at  time.Time
-		how map[discovery.Key]string
-	}
-	newest := map[string]said{}
-	e.each(func(peer xds.PeerStatus, holding func(typeURL, name string) xds.Holding) {
-		ns, name, ok := podOf(peer.Node.ID)
-		pod := ns + "/" + name
-		if !ok || newest[pod].at.After(peer.Connected) {
-			return
-		}
-		s := said{peer.Connected, map[discovery.Key]string{}}
-		for _, key := range byPod[pod] {
-			typeURL, resource := resourceOf(key, pod)
-			s.how[key] = enforced(holding, pod, typeURL, resource)
-		}
-		newest[pod] = s
-	})
-	out := map[discovery.Key]*state{}
-	for _, pod := range slices.Sorted(maps.Keys(newest)) {
-		for key, how := range newest[pod].how {
-			s := out[key]
-			if s == nil {
-				s = &state{}
-				out[key] = s
-			}
-			switch how {
-			case EnforcedYes:
-				s.held++
-			case EnforcedRejected:
-				s.rejected = append(s.rejected, pod)
-			default:
-				s.waiting++
-			}
-		}
-	}
-	return out
 }
 
 // resourceOf is what tells proxies of an object.
@@ -152,7 +99,7 @@ var enforceable = []string{
 // passedOver are the verdicts of objects that proxies aren't told of.
 var passedOver = []string{discovery.ReasonShadowed, discovery.ReasonNoEffect, discovery.ReasonUnencoded}
 
-func enforcedCondition(v discovery.Verdict, pods []string, s *state) condition {
+func enforcedCondition(v discovery.Verdict, pods []string, s *state, silent []string) condition {
 	if s == nil {
 		s = &state{}
 	}
@@ -178,7 +125,10 @@ func enforcedCondition(v discovery.Verdict, pods []string, s *state) condition {
 		c.status, c.reason = "True", reasonEnforced
 	}
 	if away > 0 && c.reason != reasonNobody && !strings.HasPrefix(c.message, "ignored") {
-		c.message += fmt.Sprintf("; %d are not connected to the control plane's leader", away)
+		c.message += fmt.Sprintf("; %d are not connected to the control plane", away)
+		if len(silent) > 0 {
+			c.message += ", as far as is known without " + named(silent)
+		}
 	}
 	return c
 }
@@ -192,7 +142,7 @@ func named(all []string) string {
 }
 
 // refusedBy says of each PeerAuthentication with STRICT whom it refuses, or would.
-func (e *enforcement) refusedBy(ctx context.Context, c *discovery.Cluster) map[discovery.Key]condition {
+func (e *enforcement) refusedBy(ctx context.Context, c *discovery.Cluster, governs map[discovery.Key][]string) map[discovery.Key]condition {
 	saying := map[discovery.Key]*unstructured.Unstructured{}
 	for _, obj := range c.PeerAuthentications {
 		if discovery.SaysStrict(obj) {
@@ -215,7 +165,7 @@ func (e *enforcement) refusedBy(ctx context.Context, c *discovery.Cluster) map[d
 	out := map[discovery.Key]condition{}
 	for key := range saying {
 		governed := map[string]bool{}
-		for _, pod := range e.governs[key] {
+		for _, pod := range governs[key] {
 			governed[workloads[pod]] = true
 		}
 		if len(governed) > 0 {

@@ -20,11 +20,15 @@ func testEnforcement(how map[string]xds.Holding) (*enforcement, discovery.Verdic
 	c := *testExplainer().cluster()
 	c.Pods = append(c.Pods, meshPod("shop", "db", "10.0.0.4", true))
 	_, verdicts := discovery.Build(c)
+	now := func() time.Time { return epoch }
 	e := &enforcement{
-		cluster: func() *discovery.Cluster { return &c }, now: func() time.Time { return epoch }, log: slog.New(slog.DiscardHandler),
+		now: now, log: slog.New(slog.DiscardHandler), others: &peerStateReader{now: now},
 		view: func(context.Context, string, []string) (*View, error) {
 			return adviceView(edges.Plaintext, "cron"), nil
 		},
+	}
+	e.own = &stateReader{
+		cluster: func() *discovery.Cluster { return &c },
 		each: func(visit func(xds.PeerStatus, func(typeURL, name string) xds.Holding)) {
 			for pod, h := range how {
 				visit(xds.PeerStatus{Node: xds.Node{ID: "sidecar~ip~" + pod + ".shop~d"}, Connected: epoch}, func(typeURL, _ string) xds.Holding {
@@ -49,7 +53,7 @@ func TestEnforcedCondition(t *testing.T) {
 		"all":         {map[string]xds.Holding{"web": xds.Held, "api": xds.Held, "db": xds.Held}, "True Enforced", "enforced by 3 of 3 workloads"},
 		"one is late": {map[string]xds.Holding{"web": xds.Held, "api": xds.Waiting, "db": xds.Held}, "False Progressing", "enforced by 2 of 3 workloads; 1 have not acknowledged it yet"},
 		"one refuses": {map[string]xds.Holding{"web": xds.Held, "api": xds.Rejected, "db": xds.Waiting}, "False Rejected", "enforced by 1 of 3 workloads; refused by shop/api: `podseal status` says why"},
-		"one is away": {map[string]xds.Holding{"web": xds.Held, "api": xds.Held}, "Unknown NotConnected", "enforced by 2 of 3 workloads; 1 are not connected to the control plane's leader"},
+		"one is away": {map[string]xds.Holding{"web": xds.Held, "api": xds.Held}, "Unknown NotConnected", "enforced by 2 of 3 workloads; 1 are not connected to the control plane"},
 		"nobody":      {nil, "Unknown NotConnected", "enforced by 0 of 3 workloads; 3 are not"},
 	} {
 		e, verdicts := testEnforcement(tc.how)
@@ -66,7 +70,7 @@ func TestEnforcedCondition(t *testing.T) {
 		"invalid":    {discovery.Verdict{Reason: discovery.ReasonInvalid, Message: "x · it is left out"}, "False Invalid ignored: it is not valid"},
 		"selects no": {discovery.Verdict{Accepted: true, Reason: discovery.ReasonAccepted}, "False NoWorkload no running pod of the mesh is to enforce it"},
 	} {
-		if c := enforcedCondition(tc.v, nil, nil); strings.Join([]string{c.status, c.reason, c.message}, " ") != tc.want {
+		if c := enforcedCondition(tc.v, nil, nil, nil); strings.Join([]string{c.status, c.reason, c.message}, " ") != tc.want {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
@@ -76,7 +80,7 @@ func TestEnforcedCondition(t *testing.T) {
 // and asks them for the resource that tells of it.
 func TestEnforcedKinds(t *testing.T) {
 	base, _ := testEnforcement(nil)
-	c := *base.cluster()
+	c := *base.own.cluster()
 	c.RequestAuthentications = append(c.RequestAuthentications,
 		specified(discovery.KindRequestAuthentication, "shop", "tokens", map[string]any{"selector": map[string]any{"matchLabels": map[string]any{"app": "api"}}}),
 		specified(discovery.KindRequestAuthentication, "shop", "gateway", map[string]any{"targetRef": map[string]any{"kind": "Gateway", "name": "g", "group": "gateway.networking.k8s.io"}}))
@@ -97,8 +101,9 @@ func TestEnforcedKinds(t *testing.T) {
 		"entry, wrong":    {discovery.KindServiceEntry, "wrong", "False Invalid ignored: it is not valid", ""},
 		"rule of nobody":  {discovery.KindDestinationRule, "nobody", "False NoEffect ignored: no Service and no ServiceEntry has the name nobody.example", ""},
 	} {
-		e := &enforcement{
-			cluster: func() *discovery.Cluster { return &c }, now: base.now, log: base.log, view: base.view,
+		e := &enforcement{now: base.now, log: base.log, view: base.view, others: base.others}
+		e.own = &stateReader{
+			cluster: func() *discovery.Cluster { return &c },
 			each: func(visit func(xds.PeerStatus, func(typeURL, name string) xds.Holding)) {
 				for _, pod := range []string{"web", "api", "db"} {
 					visit(xds.PeerStatus{Node: xds.Node{ID: "sidecar~ip~" + pod + ".shop~d"}, Connected: epoch}, func(typeURL, name string) xds.Holding {

@@ -47,6 +47,8 @@ type ExplainAnswer struct {
 	Pods    []PodPolicies    `json:"pods,omitempty"`
 	Objects []ObjectVerdict  `json:"objects,omitempty"` // of the request's objects
 	Unread  string           `json:"unread,omitempty"`  // what couldn't be read, and isn't looked at
+	// Peers are as those of a View.
+	Peers []PeerView `json:"peers,omitzero"`
 }
 
 // PodPolicies is what holds for a pod.

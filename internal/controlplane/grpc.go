@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	peerv1 "podseal.io/podseal/api/peer/v1"
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/report"
@@ -63,6 +64,18 @@ func newGRPC(cfg grpcConfig) *grpcServer {
 		Issuer: cfg.Authority.Issuer, Review: cfg.Reviewer.Review, TrustDomain: cfg.Authority.TrustDomain, Now: time.Now, Log: cfg.Log,
 	}).Register(s.server)
 	return s
+}
+
+// answerPeers offers other replicas what this one knows. It is called before serve.
+func (s *grpcServer) answerPeers(cfg Config, own *viewer, asked *explainer, states *stateReader) {
+	peerv1.RegisterPeersServer(s.server, &peerServer{
+		self: cfg.Replica, namespace: cfg.Namespace, issuer: s.cfg.Authority.Issuer, domain: s.cfg.Authority.TrustDomain,
+		view: own.view, explain: asked.explain, states: func() *policyStates {
+			p, _ := states.read()
+			return p
+		},
+		asking: make(chan struct{}, maxPeerQuestions), now: time.Now, log: cfg.Log,
+	})
 }
 
 // authenticate returns the identity of a stream's token.

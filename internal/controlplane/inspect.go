@@ -39,19 +39,19 @@ type inspector struct {
 	review    func(ctx context.Context, review *authenticationv1.TokenReview) error
 	authorize func(ctx context.Context, review *authorizationv1.SubjectAccessReview) error
 	view      func(ctx context.Context, namespace string, parts []string) (*View, error)
-	explain   func(q *ExplainRequest) (*ExplainAnswer, error)
+	explain   func(ctx context.Context, q *ExplainRequest) (*ExplainAnswer, error)
 	attest    func(ctx context.Context, namespace string) (*ca.Attestation, error)
 	asking    chan struct{}
 	log       *slog.Logger
 }
 
-func newInspector(c client.Client, view *viewer, explain *explainer, attest *attester, log *slog.Logger) *inspector {
+func newInspector(c client.Client, all *replicas, attest *attester, log *slog.Logger) *inspector {
 	return &inspector{
 		review: reviewThrough(c),
 		authorize: func(ctx context.Context, review *authorizationv1.SubjectAccessReview) error {
 			return c.Create(ctx, review)
 		},
-		view: view.view, explain: explain.explain, attest: attest.attest, asking: make(chan struct{}, maxInspections), log: log,
+		view: all.view, explain: all.explain, attest: attest.attest, asking: make(chan struct{}, maxInspections), log: log,
 	}
 }
 
@@ -116,7 +116,7 @@ func (s *inspector) serve(w http.ResponseWriter, r *http.Request) {
 // serveExplain answers who may know of all namespaces: what may reach a pod can
 // be anywhere.
 func (s *inspector) serveExplain(w http.ResponseWriter, r *http.Request) {
-	_, leave, ok := s.enter(w, r, "")
+	ctx, leave, ok := s.enter(w, r, "")
 	if !ok {
 		return
 	}
@@ -126,7 +126,7 @@ func (s *inspector) serveExplain(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "read the question: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	out, err := s.explain(q)
+	out, err := s.explain(ctx, q)
 	_, theirs := errors.AsType[badQuestion](err)
 	switch {
 	case theirs:

@@ -49,8 +49,7 @@ func StrictInput(v *View, window time.Duration, hooks map[string]bool) strict.In
 // strictWindow is how far back the control plane looks by itself.
 const strictWindow = 24 * time.Hour
 
-// adviser says what STRICT would break, as far as this replica knows: it hears of
-// the proxies that are connected to it.
+// adviser says what STRICT would break.
 type adviser struct {
 	view func(ctx context.Context, namespace string, parts []string) (*View, error)
 }

@@ -30,8 +30,8 @@ const (
 
 var viewParts = []string{PartPods, PartProxies, PartEdges, PartDetails}
 
-// View is what one replica knows of the mesh. Each proxy is connected to one
-// replica, so proxies and edges of all replicas belong together.
+// View is what is known of the mesh. Each proxy is connected to one replica, so
+// proxies and edges of all replicas belong together.
 type View struct {
 	Replica string         `json:"replica"`
 	Version string         `json:"version"`
@@ -39,6 +39,11 @@ type View struct {
 	Pods    []PodView      `json:"pods,omitempty"`
 	Proxies []ProxyView    `json:"proxies,omitempty"`
 	Edges   []edges.Report `json:"edges,omitempty"`
+	// Started is since when the replica hears of proxies; of several the latest.
+	Started time.Time `json:"started,omitzero"`
+	// Peers are the other replicas, whose knowledge is in it but for those with an
+	// error. Nil means that none was asked, as by older versions.
+	Peers []PeerView `json:"peers,omitzero"`
 	// Injected are the namespaces whose new pods get a proxy; of PartDetails.
 	Injected []string `json:"injected,omitempty"`
 }
@@ -109,6 +114,7 @@ type viewer struct {
 	peers   func() []xds.PeerStatus
 	reports func() []report.Report
 	replica string
+	started time.Time
 	now     func() time.Time
 }
 
@@ -116,7 +122,7 @@ type viewer struct {
 // namespace or of all.
 func (v *viewer) view(ctx context.Context, namespace string, parts []string) (*View, error) {
 	want := func(part string) bool { return len(parts) == 0 || slices.Contains(parts, part) }
-	out := &View{Replica: v.replica, Version: version.Version, Now: v.now()}
+	out := &View{Replica: v.replica, Version: version.Version, Now: v.now(), Started: v.started}
 	if want(PartPods) {
 		var err error
 		if out.Pods, err = v.pods(namespace); err != nil {
