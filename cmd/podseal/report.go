@@ -142,7 +142,7 @@ func (d *auditReport) encode(html bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	page, err := template.New("report").Funcs(template.FuncMap{"when": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }, "size": func(n uint64) string { return size(int64(n)) }}).Parse(reportPage)
+	page, err := template.New("report").Funcs(template.FuncMap{"when": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }, "size": func(n uint64) string { return size(int64(n)) }, "seenBy": seenBy}).Parse(reportPage)
 	if err != nil {
 		return nil, err
 	}
@@ -290,6 +290,14 @@ type reportLink struct {
 	edges.Link
 	Secured, Refused string
 	Bytes            uint64
+}
+
+// seenBy says whose word there is for a share: one end's alone, or "" for both.
+func seenBy(reporters []string) string {
+	if len(reporters) != 1 {
+		return ""
+	}
+	return "seen by " + reporters[0] + " only"
 }
 
 func contentOf(statements []controlplane.Statement) *reportContent {

@@ -72,6 +72,7 @@ func TestE2E(t *testing.T) {
 		{"a zoo of callers: each with his name and state, wherever traffic is shown", testZoo},
 		{"the dashboard, for who may look and who may not", testDashboard},
 		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
+		{"a broken proxy that leaks is caught, and the report says so", testBrokenProxy},
 		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
