@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"podseal.io/podseal/internal/identity"
@@ -109,6 +110,10 @@ func (u *under) fill() error {
 		u.e += n
 		return nil
 	}
+	if !u.passing { // others compute while this one waits for its peer
+		u.pool.turns.leave()
+		defer u.pool.turns.take()
+	}
 	n, err := u.TCPConn.Read(u.buf.mem[u.e:])
 	u.e += n
 	return err //nolint:wrapcheck // crypto/tls looks at it
@@ -117,6 +122,10 @@ func (u *under) fill() error {
 func (u *under) Write(p []byte) (int, error) {
 	if !u.passing && u.secrets.client != nil {
 		u.sent = append(u.sent, p...)
+	}
+	if !u.passing { // as for reading: a peer that doesn't read must not keep others waiting
+		u.pool.turns.leave()
+		defer u.pool.turns.take()
 	}
 	return u.TCPConn.Write(p) //nolint:wrapcheck // crypto/tls looks at it
 }
@@ -188,7 +197,15 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 	// for as long as the connection lasts.
 	done := make(chan error, 1)
 	//nolint:noctx // the deadline bounds it, and closing raw ends it at once
-	go func() { done <- c.Handshake() }()
+	go func() {
+		p.turns.take()
+		err := os.ErrDeadlineExceeded
+		if time.Now().Before(deadline) { // the others need not wait for one that is given up
+			err = c.Handshake()
+		}
+		p.turns.leave()
+		done <- err
+	}()
 	if err := <-done; err != nil {
 		u.drop()
 		return nil, fmt.Errorf("tls handshake: %w", err)

@@ -21,6 +21,7 @@ func FuzzUnder(f *testing.F) {
 	f.Add([]byte{20, 3, 3, 0, 0, 20, 3, 3, 0, 0}, uint16(3))
 	f.Fuzz(func(t *testing.T, in []byte, size uint16) {
 		var p Pool
+		p.turns.take()
 		u := &under{TCPConn: &net.TCPConn{}, pool: &p, first: in, buf: p.get(small)}
 		got, end := []byte{}, 0
 		for {

@@ -97,6 +97,7 @@ type Pool struct {
 	Limit int64
 
 	free  [classes]sync.Pool
+	turns turns
 	certs certificates
 	quick sync.Pool    // of *quickWrite
 	lent  atomic.Int64 // bytes in large buffers that are in use

@@ -126,6 +126,7 @@ const (
 	mixed                = "mix"
 	latencyLow           = "latency-1000"
 	lowRate              = 1000
+	stormRate            = 100
 	mixRequests, mixConn = 1000, 50
 	mixBulk              = 50e6 // bytes per second
 	chunk                = 64 << 10
@@ -171,6 +172,10 @@ func scenarios() []scenario {
 		scenario{
 			name: latencyHalf, group: groupLatency, title: "half the best peer's rate, 32 connections", core: true, share: 0.5,
 			jobs: []load.Job{{Kind: load.HTTP1, Conns: 32, Size: 200}},
+		},
+		scenario{
+			name: "latency-storm", group: groupLatency, title: "100 requests/s on 32 connections while 256 clients connect, exchange, close",
+			jobs: []load.Job{{Kind: load.HTTP1, Conns: 32, Size: 200, Rate: stormRate}, {Kind: load.Connect, Conns: 256}},
 		},
 		scenario{
 			name: mixed, group: groupMix, title: "1,000 requests/s of 10 kB, 50 new connections/s, 50 MB/s up", core: true,
