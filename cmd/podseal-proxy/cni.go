@@ -27,6 +27,7 @@ func runCNI(ctx context.Context, args []string, getenv func(string) string, stdo
 	agent := cni.Agent{Mode: cni.Mode(getenv("CNI_MODE")), Program: "/proc/self/exe", Pause: cni.DefaultPause, Log: slog.New(slog.NewJSONHandler(stdout, nil))}
 	fs.StringVar(&agent.BinDir, "bin-dir", "/host/opt/cni/bin", "the node's directory of CNI plugins")
 	fs.StringVar(&agent.ConfDir, "conf-dir", "/host/etc/cni/net.d", "the node's directory of network configurations")
+	fs.StringVar(&agent.NodeConfDir, "node-conf-dir", "", "what the node calls that directory, for messages")
 	exclude := fs.String("exclude-namespaces", "kube-system", "namespaces whose pods are never captured, separated by commas")
 	if code := parse(fs, args[1:]); code >= 0 {
 		return code

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,8 @@ type Agent struct {
 	Exclude []string
 	Pause   time.Duration
 	Log     *slog.Logger
+	// NodeConfDir is ConfDir as the node calls it, for people; "" is the same.
+	NodeConfDir string
 
 	installed os.FileInfo // of the program, as it was put there
 }
@@ -137,6 +140,9 @@ func (a *Agent) Check() error {
 		if there {
 			return errors.New("the plugin's program is still there")
 		}
+		if set, err := a.setAside(); err != nil || len(set) > 0 {
+			return errors.Join(err, fmt.Errorf("not put back yet: %v", set))
+		}
 		return nil
 	}
 	own, err := os.Stat(a.Program)
@@ -151,6 +157,9 @@ func (a *Agent) Check() error {
 	name, conf, err := a.primary()
 	if err != nil {
 		return err
+	}
+	if !isList(conf) {
+		return fmt.Errorf("%s is not a list of plugins yet", name)
 	}
 	_, missing, err := insert(conf, a.Exclude)
 	if err != nil {
@@ -199,6 +208,9 @@ func (a *Agent) installEntry() error {
 	if err != nil {
 		return err
 	}
+	if !isList(conf) {
+		return a.makeList(name, conf)
+	}
 	changed, err := a.rewrite(name, conf, func(conf []byte) ([]byte, bool, error) { return insert(conf, a.Exclude) })
 	if changed {
 		a.Log.Info("plugin added to the network configuration", slog.String("path", filepath.Join(a.ConfDir, name)))
@@ -208,11 +220,14 @@ func (a *Agent) installEntry() error {
 
 // removeEntries takes the plugin out of every network configuration.
 func (a *Agent) removeEntries() (bool, error) {
+	any, err := a.putBack()
+	if err != nil {
+		return any, err
+	}
 	files, err := a.configurations()
 	if err != nil {
-		return false, err
+		return any, err
 	}
-	any := false
 	for _, name := range files {
 		conf, err := a.readConfiguration(name)
 		if err != nil {
@@ -269,7 +284,7 @@ func (a *Agent) primary() (name string, conf []byte, err error) {
 		return "", nil, err
 	}
 	if len(files) == 0 {
-		return "", nil, fmt.Errorf("there is no network configuration in %s yet", a.ConfDir)
+		return "", nil, fmt.Errorf("there is no network configuration in %s yet; if this node keeps them elsewhere, set cni.platform or cni.cniConfDir (docs/cni.md)", cmp.Or(a.NodeConfDir, a.ConfDir))
 	}
 	conf, err = a.readConfiguration(files[0])
 	if err != nil {

@@ -137,8 +137,18 @@ func TestConflist(t *testing.T) {
 func FuzzConflist(f *testing.F) {
 	f.Add([]byte(conflist))
 	f.Add([]byte(`{"plugins":[]}`))
-	f.Add([]byte(`{"plugins":[{"type":"` + Name + `"},1,null,"x",{"type":1}]}`))
+	f.Add([]byte(`{"cniVersion":"1.0.0","plugins":[{"type":"` + Name + `"},1,null,"x",{"type":1}]}`))
+	f.Add([]byte(single))
 	f.Fuzz(func(t *testing.T, conf []byte) {
+		if !isList(conf) {
+			list, err := listOf(conf)
+			if err != nil {
+				return
+			}
+			if conf = list; !isList(conf) {
+				t.Fatalf("no list was made: %q", conf)
+			}
+		}
 		with, _, err := insert(conf, []string{"a"})
 		if err != nil {
 			return

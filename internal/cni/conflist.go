@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+
+	"github.com/containernetworking/cni/pkg/version"
 )
 
 // maxConfig bounds a network configuration, in bytes.
@@ -20,7 +22,49 @@ type entry struct {
 }
 
 // errNotAList is the older form of a network configuration, with one plugin.
-var errNotAList = errors.New(`it has no list of plugins: write it as a .conflist with "plugins": [ … ], for a chain is needed`)
+var errNotAList = errors.New("it has no list of plugins")
+
+// oldestChain is the first version of the specification in which a plugin is told the
+// result of those before it.
+const oldestChain = "0.3.0"
+
+// listOf makes a list of the older form, as runtimes do that use both.
+func listOf(conf []byte) ([]byte, error) {
+	if len(conf) > maxConfig {
+		return nil, fmt.Errorf("it is larger than %d bytes", maxConfig)
+	}
+	var one struct {
+		Name    string `json:"name"`
+		Version string `json:"cniVersion"`
+		Type    string `json:"type"`
+	}
+	if err := json.Unmarshal(conf, &one); err != nil {
+		return nil, fmt.Errorf("not an object in JSON: %w", err)
+	}
+	if one.Type == "" || one.Name == "" {
+		return nil, errors.New("it has neither a list of plugins nor one plugin with name and type")
+	}
+	out, err := json.MarshalIndent(map[string]any{"name": one.Name, "cniVersion": one.Version, "plugins": []json.RawMessage{conf}}, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write the network configuration: %w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+// chains says what keeps a list's version from having a chain; a version that can't be
+// read is the runtime's business.
+func chains(all map[string]json.RawMessage) error {
+	var v string
+	if text, ok := all["cniVersion"]; ok {
+		if err := json.Unmarshal(text, &v); err != nil {
+			return fmt.Errorf("its cniVersion is no text: %w", err)
+		}
+	}
+	if ok, err := version.GreaterThanOrEqualTo(v, oldestChain); v == "" || (err == nil && !ok) {
+		return fmt.Errorf("its cniVersion is %q: plugins after the first need %s or later", v, oldestChain)
+	}
+	return nil
+}
 
 // insert returns the configuration with the plugin as its last, and whether that
 // changed anything. What else is in it stays as it is.
@@ -29,7 +73,7 @@ func insert(conf []byte, excluded []string) ([]byte, bool, error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("write the plugin's entry: %w", err)
 	}
-	return edit(conf, func(plugins []json.RawMessage) []json.RawMessage {
+	return edit(conf, chains, func(plugins []json.RawMessage) []json.RawMessage {
 		if plugins = without(plugins); len(plugins) == 0 {
 			return nil
 		}
@@ -40,7 +84,7 @@ func insert(conf []byte, excluded []string) ([]byte, bool, error) {
 // remove returns the configuration without the plugin, and whether that changed
 // anything.
 func remove(conf []byte) ([]byte, bool, error) {
-	return edit(conf, func(plugins []json.RawMessage) []json.RawMessage {
+	return edit(conf, nil, func(plugins []json.RawMessage) []json.RawMessage {
 		return append([]json.RawMessage{}, without(plugins)...)
 	})
 }
@@ -51,8 +95,8 @@ func has(conf []byte) (bool, error) {
 	return changed, err
 }
 
-// edit changes the list of plugins; nil refuses to.
-func edit(conf []byte, change func([]json.RawMessage) []json.RawMessage) ([]byte, bool, error) {
+// edit changes the list of plugins, if allowed allows it; a change to nil refuses to.
+func edit(conf []byte, allowed func(map[string]json.RawMessage) error, change func([]json.RawMessage) []json.RawMessage) ([]byte, bool, error) {
 	if len(conf) > maxConfig {
 		return nil, false, fmt.Errorf("it is larger than %d bytes", maxConfig)
 	}
@@ -65,6 +109,11 @@ func edit(conf []byte, change func([]json.RawMessage) []json.RawMessage) ([]byte
 		return nil, false, errNotAList
 	} else if err := json.Unmarshal(text, &plugins); err != nil {
 		return nil, false, fmt.Errorf("its plugins are not a list: %w", err)
+	}
+	if allowed != nil {
+		if err := allowed(all); err != nil {
+			return nil, false, err
+		}
 	}
 	changed := change(slices.Clone(plugins))
 	if changed == nil {

@@ -3,8 +3,10 @@ package install
 import (
 	"context"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/settings"
@@ -39,7 +41,52 @@ func (c *Checker) pluginEverywhere(ctx context.Context) *finding {
 	if nodes := c.nodesNotReady(ctx); len(nodes) > 0 {
 		text += ", not on: " + some(nodes)
 	}
+	if platform := c.platform(ctx); platform != "" && platform != platformOf(now) {
+		return failed("podseal install --set cni.platform="+platform+", for that distribution keeps its network configurations elsewhere (docs/cni.md)", "%s; the nodes are of %s", text, platform)
+	}
 	return failed(hint, "%s", text)
+}
+
+// platform is the distribution of the nodes, as cni.platform has it, "" for most.
+func (c *Checker) platform(ctx context.Context) string {
+	nodes := &corev1.NodeList{}
+	if err := c.Client.List(ctx, nodes); err != nil {
+		return ""
+	}
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		switch kubelet := n.Status.NodeInfo.KubeletVersion; {
+		case strings.Contains(kubelet, "+k3s") && strings.HasPrefix(n.Name, "k3d-"):
+			return "k3d"
+		case strings.Contains(kubelet, "+k3s"):
+			return "k3s"
+		case strings.Contains(kubelet, "-gke."):
+			return "gke"
+		case n.Labels["microk8s.io/cluster"] == "true":
+			return "microk8s"
+		}
+	}
+	return ""
+}
+
+// platformOf is the platform that the agent's directories are of, "" for none.
+func platformOf(agent *unstructured.Unstructured) string {
+	volumes, _, _ := unstructured.NestedSlice(agent.Object, "spec", "template", "spec", "volumes")
+	for _, v := range volumes {
+		m, _ := v.(map[string]any)
+		path, _ := nested(m, "hostPath", "path").(string)
+		switch {
+		case path == "/bin":
+			return "k3d"
+		case strings.HasPrefix(path, "/var/lib/rancher/k3s/data"):
+			return "k3s"
+		case strings.HasPrefix(path, "/home/kubernetes/"):
+			return "gke"
+		case strings.HasPrefix(path, "/var/snap/microk8s/"):
+			return "microk8s"
+		}
+	}
+	return ""
 }
 
 // nodesNotReady names the nodes whose agent is not ready.

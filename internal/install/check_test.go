@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
@@ -554,4 +555,38 @@ func FuzzParseCorefile(f *testing.F) {
 			t.Errorf("%q gives %q", text, got)
 		}
 	})
+}
+
+// TestCNIPlatforms: the agent looks where the distribution has its configurations, and
+// if it looks elsewhere, the check says which distribution it is.
+func TestCNIPlatforms(t *testing.T) {
+	for platform, node := range map[string]*corev1.Node{
+		"k3s":      {Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: "v1.34.1+k3s1"}}},
+		"k3d":      {ObjectMeta: metav1.ObjectMeta{Name: "k3d-demo-server-0"}, Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: "v1.34.1+k3s1"}}},
+		"gke":      {Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: "v1.34.1-gke.1043000"}}},
+		"microk8s": {ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"microk8s.io/cluster": "true"}}},
+	} {
+		if node.Name == "" {
+			node.Name = "n1"
+		}
+		agent := find(t, render(t, PartControlPlane, "cni.mode=install", "cni.platform="+platform), "DaemonSet", CNIDaemonSet)
+		if got := platformOf(agent); got != platform {
+			t.Errorf("%s is taken for %q", platform, got)
+		}
+		h := newHealthy(t)
+		h.mc.Spec.Version, h.mc.Spec.Settings = 3, &runtime.RawExtension{Raw: []byte(withPlugin)}
+		h.plugin(t, "install", 1, 0)
+		h.more = append(h.more, node)
+		compareReport(t, h.checker(t).Installed(t.Context()), []string{"error: the CNI plugin is on 0 of 1 nodes; the nodes are of " + platform})
+	}
+	if got := platformOf(find(t, render(t, PartControlPlane, "cni.mode=install"), "DaemonSet", CNIDaemonSet)); got != "" {
+		t.Errorf("the usual directories are taken for those of %s", got)
+	}
+	text := fmt.Sprint(find(t, render(t, PartControlPlane, "cni.mode=install", "cni.platform=k3s", "cni.cniConfDir=/etc/own"), "DaemonSet", CNIDaemonSet).Object)
+	if !strings.Contains(text, "path:/etc/own") || !strings.Contains(text, "--node-conf-dir=/etc/own") || strings.Contains(text, "agent/etc/cni") {
+		t.Errorf("a directory that is named does not win: %s", text)
+	}
+	if _, err := Render(Values{"cni": map[string]any{"platform": "openshift"}}, PartControlPlane); err == nil {
+		t.Error("a platform that is not supported is accepted")
+	}
 }
