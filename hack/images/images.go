@@ -3,8 +3,12 @@ package main
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,7 +23,7 @@ const (
 	searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-func buildImage(ctx context.Context, kind string, o options) (archive.Image, error) {
+func buildImage(kind string, o options) (archive.Image, error) {
 	switch kind {
 	case "podseal":
 		return static(o.tag, o.binary, "/usr/local/bin/podseal", meshUser)
@@ -30,14 +34,12 @@ func buildImage(ctx context.Context, kind string, o options) (archive.Image, err
 			Path: "usr/local/bin/pilot-agent", Type: tar.TypeSymlink, Mode: 0o777, Link: "podseal-proxy",
 		})
 		return img, err
-	case "static":
+	default:
 		entrypoint := o.entrypoint
 		if entrypoint == "" {
 			entrypoint = "/" + filepath.Base(o.binary)
 		}
 		return static(o.tag, o.binary, entrypoint, o.user)
-	default:
-		return allInOne(ctx, o)
 	}
 }
 
@@ -79,23 +81,74 @@ func validateStatic(binary string) error {
 	return nil
 }
 
-func allInOne(ctx context.Context, o options) (archive.Image, error) {
-	cache := o.cache
-	if cache == "" {
+// sets are the images that are made of Debian's packages.
+func sets() map[string]debian.Set {
+	return map[string]debian.Set{"all-in-one": debian.AllInOne(), "protocols": debian.Protocols()}
+}
+
+// writePackages writes an image that is made of Debian's packages. An archive of the
+// same packages that is in the cache is taken as it is.
+func writePackages(ctx context.Context, kind string, o options) error {
+	if o.cache == "" {
 		base, err := os.UserCacheDir()
 		if err != nil {
-			return archive.Image{}, fmt.Errorf("find cache directory: %w", err)
+			return fmt.Errorf("find cache directory: %w", err)
 		}
-		cache = filepath.Join(base, "podseal", "debian")
+		o.cache = filepath.Join(base, "podseal", "debian")
 	}
-	entries, err := debian.Entries(ctx, cache)
+	set := sets()[kind]
+	files, err := set.Packages(ctx, o.cache)
 	if err != nil {
-		return archive.Image{}, err
+		return err
 	}
-	return archive.Image{
-		Tag:     o.tag,
-		Cmd:     []string{"/bin/sh"},
-		Env:     []string{searchPath},
-		Entries: entries,
-	}, nil
+	kept, err := keptArchive(kind, o, set, files)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(kept); err == nil {
+		return link(kept, o.out)
+	}
+	entries, err := set.Entries(ctx, files)
+	if err != nil {
+		return err
+	}
+	img := archive.Image{Tag: o.tag, Cmd: []string{"/bin/sh"}, Env: []string{searchPath}, Entries: entries}
+	older, err := filepath.Glob(filepath.Join(o.cache, kind+"-*.tar"))
+	for _, name := range older {
+		err = errors.Join(err, os.Remove(name))
+	}
+	if err := errors.Join(err, archive.WriteFile(kept, img)); err != nil {
+		return err
+	}
+	return link(kept, o.out)
+}
+
+// recipe is to be raised when the same packages and set give another image.
+const recipe = 1
+
+// keptArchive is where the archive of an image is kept, by what it is made of.
+func keptArchive(kind string, o options, set debian.Set, packages []string) (string, error) {
+	sum := sha256.New()
+	if err := json.NewEncoder(sum).Encode([]any{recipe, o.tag, set, packages}); err != nil {
+		return "", fmt.Errorf("name the archive: %w", err)
+	}
+	return filepath.Join(o.cache, fmt.Sprintf("%s-%x.tar", kind, sum.Sum(nil)[:8])), nil
+}
+
+// link makes a file another name of one that is kept, or a copy where there can be none.
+func link(kept, file string) error {
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("replace archive: %w", err)
+	}
+	if os.Link(kept, file) == nil {
+		return nil
+	}
+	content, err := os.ReadFile(kept)
+	if err == nil {
+		err = os.WriteFile(file, content, 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("copy archive: %w", err)
+	}
+	return nil
 }

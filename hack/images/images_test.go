@@ -74,6 +74,36 @@ func TestProxyImage(t *testing.T) {
 	}
 }
 
+// TestKeptArchive: an archive that is kept is taken again, for the same image alone, and
+// can be written over another.
+func TestKeptArchive(t *testing.T) {
+	set, o := sets()["all-in-one"], options{cache: t.TempDir(), tag: "a:1", out: filepath.Join(t.TempDir(), "a.tar")}
+	name := func(o options, packages ...string) string {
+		t.Helper()
+		kept, err := keptArchive("all-in-one", o, set, packages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return kept
+	}
+	kept, other := name(o, "x_1.deb"), o
+	other.tag = "a:2"
+	if kept != name(o, "x_1.deb") || kept == name(o, "x_2.deb") || kept == name(other, "x_1.deb") {
+		t.Errorf("%s is the name of others, too", kept)
+	}
+	for _, content := range []string{"old", "new"} {
+		if err := os.WriteFile(kept, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := link(kept, o.out); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(o.out); err != nil || string(got) != content {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
 // linkIn returns where a link in the layer leads to.
 func linkIn(t *testing.T, layer io.Reader, name string) string {
 	t.Helper()
@@ -111,7 +141,7 @@ func filesIn(t *testing.T, layer io.Reader) map[string]file {
 
 func TestRunRefuses(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
-		{"", "want podseal, proxy, static or all-in-one"},
+		{"", "want podseal, proxy, static, all-in-one or protocols"},
 		{"pxoy", `unknown image "pxoy"`},
 		{"podseal", "--binary is missing"},
 		{"all-in-one --out x", "--tag is missing"},
@@ -140,6 +170,13 @@ func TestAllInOne(t *testing.T) {
 		}
 		var err error
 		if archives[i], err = os.ReadFile(out); err != nil {
+			t.Fatal(err)
+		}
+		kept, err := filepath.Glob(filepath.Join(cache, "all-in-one-*.tar"))
+		if err != nil || len(kept) != 1 {
+			t.Fatalf("kept: %v, %v", kept, err)
+		}
+		if err := os.Remove(kept[0]); err != nil { // or it would be taken as it is
 			t.Fatal(err)
 		}
 	}

@@ -23,12 +23,14 @@ Usage:
   images proxy      --binary PATH --tag REF --out FILE.tar
   images static     --binary PATH --tag REF --out FILE.tar [--entrypoint PATH] [--user UID:GID]
   images all-in-one --tag REF --out FILE.tar [--cache DIR]
+  images protocols  --tag REF --out FILE.tar [--cache DIR]
 
 Images:
   podseal      the CLI and control plane, from scratch, as user 1337
   proxy        the data plane, from scratch, as user 1337
   static       any static program, from scratch
   all-in-one   nginx, wget, curl, nc, tcpdump and a shell, from Debian's packages
+  protocols    databases, brokers, mail, SSH, FTP and so on, servers and clients, from Debian's packages
 
 `
 
@@ -52,7 +54,7 @@ type options struct {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
-		return errors.New("no image named: want podseal, proxy, static or all-in-one")
+		return errors.New("no image named: want podseal, proxy, static, all-in-one or protocols")
 	}
 	kind := args[0]
 	if kind == "-h" || kind == "--help" || kind == "help" {
@@ -71,10 +73,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		flags.StringVar(&o.binary, "binary", "", "static program to put in")
 		flags.StringVar(&o.entrypoint, "entrypoint", "", "path of the program in the image (default /NAME of the binary)")
 		flags.StringVar(&o.user, "user", "", "user that the program runs as (default root)")
-	case "all-in-one":
+	case "all-in-one", "protocols":
 		flags.StringVar(&o.cache, "cache", "", "directory for downloaded packages (default in the user's cache directory)")
 	default:
-		return fmt.Errorf("unknown image %q: want podseal, proxy, static or all-in-one", kind)
+		return fmt.Errorf("unknown image %q: want podseal, proxy, static, all-in-one or protocols", kind)
 	}
 	if err := flags.Parse(args[1:]); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -88,7 +90,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := o.validate(kind); err != nil {
 		return err
 	}
-	img, err := buildImage(ctx, kind, o)
+	if _, ok := sets()[kind]; ok {
+		return writePackages(ctx, kind, o)
+	}
+	img, err := buildImage(kind, o)
 	if err != nil {
 		return err
 	}
@@ -104,7 +109,7 @@ func (o options) validate(kind string) error {
 	if o.out == "" {
 		errs = append(errs, errors.New("--out is missing"))
 	}
-	if kind != "all-in-one" && o.binary == "" {
+	if _, ok := sets()[kind]; !ok && o.binary == "" {
 		errs = append(errs, errors.New("--binary is missing"))
 	}
 	return errors.Join(errs...)

@@ -1,8 +1,9 @@
-// Package debian turns Debian packages into the files of an image: a web server,
-// HTTP clients, tcpdump and a shell. It asks the machine's apt which packages they need on
-// an empty system, downloads them into a cache, unpacks them without running their
-// scripts, drops documentation and what only a package manager needs, and adds the
-// few files that the scripts would have made.
+// Package debian turns Debian packages into the files of an image: all-in-one is a
+// web server, HTTP clients, tcpdump and a shell, protocols the servers and clients
+// that end-to-end tests let talk through the mesh. It asks the machine's apt which
+// packages they need on an empty system, downloads them into a cache, unpacks them
+// without running their scripts, drops documentation and what only a package manager
+// needs, and adds the few files that the scripts would have made.
 package debian
 
 import (
@@ -22,54 +23,27 @@ import (
 	"podseal.io/hack/images/archive"
 )
 
-// Entries returns the files of the image; packages are kept in the cache
-// directory.
-func Entries(ctx context.Context, cache string) ([]archive.Entry, error) {
-	packages, err := download(ctx, cache)
-	if err != nil {
-		return nil, err
-	}
-	files := make(map[string]archive.Entry)
-	for _, deb := range packages {
-		stream, err := output(ctx, "dpkg-deb", "--fsys-tarfile", deb)
-		if err != nil {
-			return nil, fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
-		}
-		if err := addPackage(files, bytes.NewReader(stream)); err != nil {
-			return nil, fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
-		}
-	}
-	if err := configure(files); err != nil {
-		return nil, err
-	}
-	entries := make([]archive.Entry, 0, len(files))
-	for _, e := range files {
-		entries = append(entries, e)
-	}
-	return entries, nil
+// Set is what an image is made of.
+type Set struct {
+	// Roots are the packages that are wanted; what they depend on comes with them.
+	Roots []string
+	// Unwanted are packages that only installation needs, and what only they need.
+	Unwanted []string
+	// Passwd and Group are lines for the files of these names.
+	Passwd, Group string
+	// Texts are files, Links symbolic links with their targets, Dirs directories with
+	// their modes, that the packages' scripts would have made; paths are relative.
+	Texts, Links map[string]string
+	Dirs         map[string]int64
+	// Must are files without which the packages are not what they are taken for.
+	Must []string
 }
 
-func roots() []string {
-	return []string{
-		"base-files", "base-passwd", "coreutils", "curl", "dash", "grep", "libc-bin", "netbase",
-		"netcat-openbsd", "nginx", "sed", "tcpdump", "wget",
-	}
-}
-
-// unwanted are packages that only installation needs, and what only they need.
-func unwanted() []string {
-	return []string{
-		"adduser", "debconf", "debianutils", "dpkg", "init-system-helpers", "install-info", "iproute2", "libdb5.3", "mawk",
-		"passwd", "perl-base", "libdebconfclient0", "libcap2-bin", "libpam-modules", "libpam-modules-bin",
-		"libpam-runtime", "libpam0g", "libsemanage-common", "libsemanage2", "libsepol2", "login", "tar", "gcc-12-base",
-		"sysvinit-utils", "libbpf1", "libelf1", "libmnl0", "libxtables12",
-	}
-}
-
-// download returns the files of all wanted packages, sorted.
-func download(ctx context.Context, cache string) ([]string, error) {
+// Packages returns the files of all packages of the set, sorted. They are
+// downloaded into the cache directory if they are not there yet.
+func (s Set) Packages(ctx context.Context, cache string) ([]string, error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return nil, errors.New("apt-get is missing: the all-in-one image is built from Debian's packages")
+		return nil, errors.New("apt-get is missing: the image is built from Debian's packages")
 	}
 	if err := os.MkdirAll(filepath.Join(cache, "archives", "partial"), 0o755); err != nil {
 		return nil, fmt.Errorf("make cache: %w", err)
@@ -86,7 +60,7 @@ func download(ctx context.Context, cache string) ([]string, error) {
 			"-o", "Dir::State::status=" + status, "-o", "Dir::Cache=" + cache, "-o", "Dir::Cache::archives=" + archives,
 			"-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root",
 			option, "--yes", "--no-install-recommends", "install",
-		}, roots()...)
+		}, s.Roots...)
 	}
 	// apt names only what is not in its cache yet; an empty one makes it name all.
 	list, err := output(ctx, "apt-get", install(filepath.Join(cache, "none"), "--print-uris")...)
@@ -96,7 +70,7 @@ func download(ctx context.Context, cache string) ([]string, error) {
 	missing := false
 	var files []string
 	for _, name := range parseNames(string(list)) {
-		if pkg, _, _ := strings.Cut(name, "_"); slices.Contains(unwanted(), pkg) {
+		if pkg, _, _ := strings.Cut(name, "_"); slices.Contains(s.Unwanted, pkg) {
 			continue
 		}
 		file := filepath.Join(cache, "archives", name)
@@ -115,6 +89,28 @@ func download(ctx context.Context, cache string) ([]string, error) {
 	}
 	slices.Sort(files)
 	return files, nil
+}
+
+// Entries returns the files of the image that is made of these packages.
+func (s Set) Entries(ctx context.Context, packages []string) ([]archive.Entry, error) {
+	files := make(map[string]archive.Entry)
+	for _, deb := range packages {
+		stream, err := output(ctx, "dpkg-deb", "--fsys-tarfile", deb)
+		if err != nil {
+			return nil, fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
+		}
+		if err := addPackage(files, bytes.NewReader(stream)); err != nil {
+			return nil, fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
+		}
+	}
+	if err := s.configure(files); err != nil {
+		return nil, err
+	}
+	entries := make([]archive.Entry, 0, len(files))
+	for _, e := range files {
+		entries = append(entries, e)
+	}
+	return entries, nil
 }
 
 // parseNames returns the file names in what "apt-get --print-uris" prints, one
