@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,10 +25,11 @@ import (
 )
 
 const (
-	keysFresh       = 5 * time.Minute // how long fetched keys are good before they are fetched again
-	keysRetryFirst  = time.Second     // after a failure; then twice as long each time,
-	keysRetryMost   = time.Minute     // up to this
-	maxFetching     = 8               // at a time
+	keysFresh       = 5 * time.Minute // how long fetched keys are good before they are fetched again, at most
+	keysFreshLeast  = 10 * time.Second
+	keysRetryFirst  = time.Second // after a failure; then twice as long each time,
+	keysRetryMost   = time.Minute // up to this
+	maxFetching     = 8           // at a time
 	maxKeySources   = 1000
 	maxRedirects    = 3
 	maxKeysMetadata = 64 << 10
@@ -176,7 +179,7 @@ func (f *keyFetcher) due() (now []discovery.KeySource, next time.Duration) {
 func (f *keyFetcher) refresh(ctx context.Context, source discovery.KeySource) {
 	ctx, cancel := context.WithTimeout(ctx, source.Timeout)
 	defer cancel()
-	set, err := f.fetch(ctx, source)
+	set, fresh, err := f.fetch(ctx, source)
 	f.mu.Lock()
 	state := f.sources[source.From]
 	if state == nil { // nobody wants it any more
@@ -186,7 +189,7 @@ func (f *keyFetcher) refresh(ctx context.Context, source discovery.KeySource) {
 	before := state.keys
 	state.busy = false
 	if err == nil {
-		state.keys, state.failures, state.due = discovery.FetchedKeys{Set: set}, 0, f.cfg.Now().Add(keysFresh)
+		state.keys, state.failures, state.due = discovery.FetchedKeys{Set: set}, 0, f.cfg.Now().Add(fresh)
 	} else {
 		state.keys.Err = err.Error()
 		state.due = f.cfg.Now().Add(min(keysRetryFirst<<min(state.failures, 10), keysRetryMost))
@@ -209,31 +212,48 @@ func (f *keyFetcher) refresh(ctx context.Context, source discovery.KeySource) {
 	f.cfg.Changed()
 }
 
-// fetch returns a key set that can be used. The error is for people, and holds
-// nothing of what a server answered.
-func (f *keyFetcher) fetch(ctx context.Context, source discovery.KeySource) ([]byte, error) {
+// fetch returns a key set that can be used, and how long it is good. The error is for
+// people, and holds nothing of what a server answered.
+func (f *keyFetcher) fetch(ctx context.Context, source discovery.KeySource) (set []byte, fresh time.Duration, err error) {
 	u, metadata, err := source.URL()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if metadata {
 		if u, err = f.keysOf(ctx, u, source); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	set, err := f.get(ctx, u, jwt.MaxKeySet)
+	set, fresh, err = f.get(ctx, u, jwt.MaxKeySet)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if _, err := jwt.ParseKeys(set); err != nil {
-		return nil, fmt.Errorf("%s: what it answers %w", u.Redacted(), err)
+		return nil, 0, fmt.Errorf("%s: what it answers %w", u.Redacted(), err)
 	}
-	return set, nil
+	return set, fresh, nil
+}
+
+// freshness is how long a server wants its answer to be kept (RFC 9111, 5.2.2), within
+// our own bounds.
+func freshness(h http.Header) time.Duration {
+	for directive := range strings.SplitSeq(strings.Join(h.Values("Cache-Control"), ","), ",") {
+		name, value, _ := strings.Cut(strings.ToLower(strings.TrimSpace(directive)), "=")
+		switch name {
+		case "no-cache", "no-store":
+			return keysFreshLeast
+		case "max-age":
+			if n, err := strconv.ParseUint(strings.Trim(value, `"`), 10, 31); err == nil {
+				return min(max(time.Duration(n)*time.Second, keysFreshLeast), keysFresh)
+			}
+		}
+	}
+	return keysFresh
 }
 
 // keysOf reads the metadata of an issuer (OpenID Connect Discovery 4.2).
 func (f *keyFetcher) keysOf(ctx context.Context, u *url.URL, source discovery.KeySource) (*url.URL, error) {
-	body, err := f.get(ctx, u, maxKeysMetadata)
+	body, _, err := f.get(ctx, u, maxKeysMetadata)
 	if err != nil {
 		return nil, err
 	}
@@ -250,27 +270,27 @@ func (f *keyFetcher) keysOf(ctx context.Context, u *url.URL, source discovery.Ke
 	return keys, nil
 }
 
-func (f *keyFetcher) get(ctx context.Context, u *url.URL, most int64) ([]byte, error) {
+func (f *keyFetcher) get(ctx context.Context, u *url.URL, most int64) (body []byte, fresh time.Duration, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", u.Redacted(), err)
+		return nil, 0, fmt.Errorf("ask %s: %w", u.Redacted(), err)
 	}
 	resp, err := f.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", u.Redacted(), bare(err))
+		return nil, 0, fmt.Errorf("ask %s: %w", u.Redacted(), bare(err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask %s: it answers %d", u.Redacted(), resp.StatusCode)
+		return nil, 0, fmt.Errorf("ask %s: it answers %d", u.Redacted(), resp.StatusCode)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	body, err = io.ReadAll(io.LimitReader(resp.Body, most+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read from %s: %w", u.Redacted(), bare(err))
+		return nil, 0, fmt.Errorf("read from %s: %w", u.Redacted(), bare(err))
 	case int64(len(body)) > most:
-		return nil, fmt.Errorf("read from %s: it answers more than %d bytes", u.Redacted(), most)
+		return nil, 0, fmt.Errorf("read from %s: it answers more than %d bytes", u.Redacted(), most)
 	}
-	return body, nil
+	return body, freshness(resp.Header), nil
 }
 
 // bare is an error without the URL, which may have a password in it, and in words

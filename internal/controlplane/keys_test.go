@@ -91,7 +91,7 @@ func TestFetchKeys(t *testing.T) {
 	}
 	f := newKeyFetcher(keyFetcherConfig{Reachable: anywhere, Now: time.Now, Log: quietLog})
 	for _, tt := range tests {
-		got, err := f.fetch(t.Context(), discovery.KeySource{From: tt.from, Timeout: time.Minute})
+		got, _, err := f.fetch(t.Context(), discovery.KeySource{From: tt.from, Timeout: time.Minute})
 		switch {
 		case tt.fault == "" && (err != nil || string(got) != set):
 			t.Errorf("%s: %v", tt.from, err)
@@ -100,7 +100,7 @@ func TestFetchKeys(t *testing.T) {
 		}
 	}
 	guarded := newKeyFetcher(keyFetcherConfig{Reachable: reachable, Now: time.Now, Log: quietLog})
-	if _, err := guarded.fetch(t.Context(), discovery.KeySource{From: s.URL + "/keys"}); err == nil || !strings.Contains(err.Error(), "address of this kind") {
+	if _, _, err := guarded.fetch(t.Context(), discovery.KeySource{From: s.URL + "/keys"}); err == nil || !strings.Contains(err.Error(), "address of this kind") {
 		t.Errorf("keys from loopback: %v", err)
 	}
 	for addr, want := range map[string]bool{"10.0.0.1": true, "203.0.113.7": true, "fd00::1": true, "127.0.0.1": false, "::1": false, "169.254.169.254": false, "fe80::1": false, "0.0.0.0": false, "224.0.0.1": false} {
@@ -140,6 +140,15 @@ func TestKeysStayFresh(t *testing.T) {
 		answer.set(next)
 		time.Sleep(keysFresh)
 		want(next, false)
+		answer.keep("max-age=20")
+		time.Sleep(keysFresh)
+		answer.set(old) // soon again, since the issuer says so
+		time.Sleep(20 * time.Second)
+		want(old, false)
+		answer.keep("")
+		answer.set(next)
+		time.Sleep(20 * time.Second)
+		want(next, false)
 		answer.set("")
 		time.Sleep(keysFresh)
 		want(next, true)
@@ -148,7 +157,7 @@ func TestKeysStayFresh(t *testing.T) {
 		if more := answer.count() - n; more < 50 || more > 70 { // once a minute
 			t.Errorf("asked %d times in an hour", more)
 		}
-		if changes != 4 { // failed, old, next, failed again
+		if changes != 6 { // failed, old, next, old, next, failed again
 			t.Errorf("%d changes", changes)
 		}
 		f.Keys(nil) // nobody wants them any more
@@ -165,12 +174,31 @@ func TestKeysStayFresh(t *testing.T) {
 	})
 }
 
+// TestFreshness: what issuers say of the age of their keys, within bounds.
+func TestFreshness(t *testing.T) {
+	for said, want := range map[string]time.Duration{
+		"": keysFresh, "public, max-age=60": time.Minute, "Max-Age=\"30\"": 30 * time.Second, "max-age=86400": keysFresh, "max-age=0": keysFreshLeast,
+		"no-cache": keysFreshLeast, "private,no-store": keysFreshLeast, "max-age=99999999999999999999": keysFresh, "max-age=-1": keysFresh, "max-age": keysFresh, "s-maxage=1": keysFresh,
+	} {
+		h := http.Header{}
+		if said != "" {
+			h.Set("Cache-Control", said)
+		}
+		if got := freshness(h); got != want {
+			t.Errorf("%q: %s", said, got)
+		}
+	}
+}
+
 // roundTrips is a web server without a network: "" is a server that is broken.
 type roundTrips struct {
 	mu   sync.Mutex
 	body string
+	age  string // Cache-Control
 	n    int
 }
+
+func (r *roundTrips) keep(age string) { r.mu.Lock(); defer r.mu.Unlock(); r.age = age }
 
 func (r *roundTrips) set(body string) { r.mu.Lock(); defer r.mu.Unlock(); r.body = body }
 
@@ -181,6 +209,9 @@ func (r *roundTrips) RoundTrip(*http.Request) (*http.Response, error) {
 	defer r.mu.Unlock()
 	r.n++
 	w := httptest.NewRecorder()
+	if r.age != "" {
+		w.Header().Set("Cache-Control", r.age)
+	}
 	if r.body == "" {
 		w.WriteHeader(http.StatusBadGateway)
 	}
