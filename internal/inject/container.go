@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -220,7 +221,10 @@ func containerNames(list []corev1.Container) []string {
 func podPorts(pod *corev1.Pod) string {
 	ports := []corev1.ContainerPort{}
 	for _, c := range pod.Spec.Containers {
-		ports = append(ports, c.Ports...)
+		for _, port := range c.Ports {
+			port.Protocol = cmp.Or(port.Protocol, corev1.ProtocolTCP) // as the API server does, before a webhook sees it
+			ports = append(ports, port)
+		}
 	}
 	b, err := json.Marshal(ports)
 	if err != nil {

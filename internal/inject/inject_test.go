@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -422,8 +423,35 @@ func TestProbePaths(t *testing.T) {
 	if get.Path != "/app-health/web/readyz" || get.Port.IntVal != 15020 || get.Scheme != corev1.URISchemeHTTP {
 		t.Errorf("%+v", get)
 	}
-	if got, want := env(t, container(t, pod, ProxyContainer), "ISTIO_KUBE_APP_PROBERS"), `{"/app-health/web/readyz":{"httpGet":{"path":"/$$(HOME)","port":80}}}`; got != want {
+	if got, want := env(t, container(t, pod, ProxyContainer), "ISTIO_KUBE_APP_PROBERS"), `{"/app-health/web/readyz":{"httpGet":{"path":"/$$(HOME)","port":80,"scheme":"HTTP"},"timeoutSeconds":1}}`; got != want {
 		t.Errorf("%s, want %s: the kubelet would expand it", got, want)
+	}
+}
+
+// TestDefaultsDontMatter: podseal inject reads pods in which the API server has filled in
+// nothing yet; they get what the webhook gives them later.
+func TestDefaultsDontMatter(t *testing.T) {
+	raw := simple(nil)
+	raw.Pod.Spec.Containers[0] = corev1.Container{
+		Name: "web", Image: "a", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}},
+		ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("http")}}},
+		LivenessProbe:  &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 81}}},
+		Lifecycle:      &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80)}}},
+	}
+	filled := raw
+	filled.Pod = raw.Pod.DeepCopy()
+	c := &filled.Pod.Spec.Containers[0]
+	c.Ports[0].Protocol = corev1.ProtocolTCP
+	for _, probe := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe} {
+		probe.TimeoutSeconds, probe.PeriodSeconds, probe.SuccessThreshold, probe.FailureThreshold = 1, 10, 1, 3
+	}
+	c.LivenessProbe.GRPC.Service = new("")
+	for _, get := range []*corev1.HTTPGetAction{c.ReadinessProbe.HTTPGet, c.Lifecycle.PreStop.HTTPGet} {
+		get.Path, get.Scheme = "/", corev1.URISchemeHTTP
+	}
+	one, two := mustInject(t, raw), mustInject(t, filled)
+	if a, b := container(t, one, ProxyContainer), container(t, two, ProxyContainer); !reflect.DeepEqual(a, b) {
+		t.Errorf("%+v\n%+v", a.Env, b.Env)
 	}
 }
 

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"strconv"
 
@@ -59,7 +60,7 @@ func (in *injection) rewriteContainer(c *corev1.Container, early bool, found map
 		}
 		path := "/app-health/" + c.Name + "/" + p.path
 		h := &p.probe.ProbeHandler
-		original := prober{h.HTTPGet, h.TCPSocket, h.GRPC, p.probe.TimeoutSeconds}
+		original := prober{h.HTTPGet, h.TCPSocket, h.GRPC, cmp.Or(p.probe.TimeoutSeconds, 1)}
 		if get, note := in.rewrite(c, p.name, path, original); get != nil {
 			h.HTTPGet, h.TCPSocket, h.GRPC = get, nil, nil
 			found[path] = note
@@ -85,7 +86,9 @@ func (in *injection) rewriteContainer(c *corev1.Container, early bool, found map
 
 // rewrite returns the request that stands in for a probe, and the probe with
 // its port resolved; nil if the probe stays as it is: one that runs a program,
-// one that goes to another host, one that goes to the proxy.
+// one that goes to another host, one that goes to the proxy. What the API server would
+// fill in is filled in, so that podseal inject, which reads what it hasn't seen yet,
+// gives what the webhook gives.
 func (in *injection) rewrite(c *corev1.Container, name, path string, p prober) (*corev1.HTTPGetAction, prober) {
 	get := &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(statsPort), Scheme: corev1.URISchemeHTTP}
 	switch {
@@ -95,6 +98,7 @@ func (in *injection) rewrite(c *corev1.Container, name, path string, p prober) (
 		}
 		original := *p.HTTPGet
 		original.Port = in.resolve(c, name, original.Port)
+		original.Path, original.Scheme = cmp.Or(original.Path, "/"), cmp.Or(original.Scheme, corev1.URISchemeHTTP)
 		get.HTTPHeaders = original.HTTPHeaders
 		p.HTTPGet = &original
 	case p.TCPSocket != nil:
@@ -104,6 +108,10 @@ func (in *injection) rewrite(c *corev1.Container, name, path string, p prober) (
 		p.TCPSocket = &corev1.TCPSocketAction{Port: in.resolve(c, name, p.TCPSocket.Port)}
 	case p.GRPC != nil:
 		in.resolve(c, name, intstr.FromInt32(p.GRPC.Port))
+		p.GRPC = p.GRPC.DeepCopy()
+		if p.GRPC.Service == nil {
+			p.GRPC.Service = new("")
+		}
 	default:
 		return nil, p
 	}
