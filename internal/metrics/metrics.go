@@ -183,6 +183,9 @@ type HTTP struct {
 	set    *Set
 	values []string
 	known  map[outcome]answered
+
+	last       outcome
+	lastAnswer answered // of last; zero before
 }
 
 type outcome struct {
@@ -212,14 +215,29 @@ type Answer struct {
 
 // Request counts one request.
 func (h *HTTP) Request(r Answer) {
-	if n, err := strconv.Atoi(r.GRPC); r.GRPC != "" && (err != nil || n < 0 || n > 16) {
-		r.GRPC = "2" // UNKNOWN
+	if r.GRPC != "" {
+		if n, err := strconv.Atoi(r.GRPC); err != nil || n < 0 || n > 16 {
+			r.GRPC = "2" // UNKNOWN
+		}
 	}
 	o := outcome{r.Code, r.GRPC, r.Flags}
+	a := h.lastAnswer
+	if ok := a.count != nil && h.last == o; !ok {
+		a = h.answered(o)
+		h.last, h.lastAnswer = o, a
+	}
+	a.count.Inc()
+	a.duration.Observe(float64(r.Took) / float64(time.Millisecond))
+	a.request.Observe(float64(r.RequestBytes))
+	a.reply.Observe(float64(r.ResponseBytes))
+}
+
+// answered resolves the counters of an outcome.
+func (h *HTTP) answered(o outcome) answered {
 	a, ok := h.known[o]
 	if !ok {
-		v := append(slices.Clone(h.values), strconv.Itoa(r.Code), r.GRPC)
-		v[slices.Index(labelNames, "response_flags")] = cmp.Or(r.Flags, "-")
+		v := append(slices.Clone(h.values), strconv.Itoa(o.code), o.grpc)
+		v[slices.Index(labelNames, "response_flags")] = cmp.Or(o.flags, "-")
 		a = answered{
 			h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...),
 			h.set.requestSizes.WithLabelValues(v...), h.set.responseSizes.WithLabelValues(v...),
@@ -229,8 +247,5 @@ func (h *HTTP) Request(r Answer) {
 		}
 		h.known[o] = a
 	}
-	a.count.Inc()
-	a.duration.Observe(float64(r.Took) / float64(time.Millisecond))
-	a.request.Observe(float64(r.RequestBytes))
-	a.reply.Observe(float64(r.ResponseBytes))
+	return a
 }

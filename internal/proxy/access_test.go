@@ -440,7 +440,7 @@ func worldOf(access *policy.Access) func() *workload.World {
 }
 
 // someAccess lets the client in, but not to /admin.
-func someAccess(b *testing.B) *policy.Access {
+func someAccess(b testing.TB) *policy.Access {
 	b.Helper()
 	access, err := policy.NewAccess([]*policy.AuthorizationPolicy{allow("a", on(policy.RequestPath, "/x*"), on(policy.SourcePrincipal, clientPrincipal)), deny("d", on(policy.RequestPath, "/admin*"))}, nil, []string{"cluster.local"})
 	if err != nil {

@@ -32,11 +32,11 @@ var errHTTPApp = errors.New("the application can't be reached")
 // made anew when needed. Heads are parsed and rewritten as Envoy does (contract
 // 2.37-2.58); bodies pass as bytes.
 //
-// Two goroutines serve a connection. serve reads from the client and writes to
-// the application, respond the reverse; exactly one exchange is between them, and
-// it passes from one to the other through the channels begin and done. While the
-// application works, serve goes on reading, so that a client that hangs up is
-// noticed and its end of stream passed on.
+// One goroutine does request and response in turn. A body that is still on its way,
+// and bytes after an upgrade, need a second one: the exchange then belongs to respond
+// until that says so through done. While the application works for longer than
+// httpPatience, what the client sends is read beside (httpWatch), so that a client
+// that hangs up is noticed and its end of stream passed on.
 //
 // Fields are set by the caller and not changed afterwards; so that nothing is
 // kept for longer than the connection, there is no global state.
@@ -64,27 +64,35 @@ type httpRelay struct {
 	Draining       func() bool       // this proxy is shutting down; or nil
 	Received, Sent *atomic.Int64     // bytes from and to the client, counted as they pass; or nil
 
-	in, out  httpBuffer // from the client, from the application
-	req      wire.RequestHead
-	resp     wire.ResponseHead
-	ex       httpExchange
-	id       [16]byte
-	path     []byte // scratch for a path that was not normal
-	asked    judgedRequest
-	response []byte // scratch for what goes to the client
-	begin    chan struct{}
-	done     chan struct{}
-	source   io.Reader // First, then Client
-	appErr   error     // of the last attempt to reach the application
+	in, out     httpBuffer // from the client, from the application
+	req         wire.RequestHead
+	resp        wire.ResponseHead
+	ex          httpExchange
+	id          [16]byte
+	path        []byte // scratch for a path that was not normal
+	asked       judgedRequest
+	body, reply httpBody // of the request, of the response
+	response    []byte   // scratch for what goes to the client
+	date        []byte   // the field `date` of the second dateOf
+	dateOf      int64
+	random      [128]byte // read ahead of Rand; the last randomLeft bytes are not used yet
+	randomLeft  int
+	done        chan struct{}
+	work        sync.WaitGroup // the second goroutine
+	source      io.Reader      // First, then Client
+	appErr      error          // of the last attempt to reach the application
 
 	fromApp, toApp atomic.Int64 // bytes
 
 	mu          sync.Mutex
-	app         stream // nil when not connected
-	answered    bool   // the exchange that began last has its response
-	underWay    bool   // ex.head is a request that is still to be answered, or a tunnel
-	clientEnded bool   // the client has ended its direction
+	app         stream    // nil when not connected
+	idleFrom    time.Time // the wait for the next request began
+	idleArmed   time.Time // the wait that the deadline of the client's connection is of; zero for another
+	answered    bool      // the exchange that began last has its response
+	underWay    bool      // ex.head is a request that is still to be answered, or a tunnel
+	clientEnded bool      // the client has ended its direction
 	aborted     bool
+	watch       httpWatch
 }
 
 // RequestInfo is one request and how it was answered.
@@ -106,8 +114,8 @@ type RequestInfo struct {
 	Request, Response []byte
 }
 
-// httpExchange is one request with its response. Its owner is serve until begin
-// and after done, and respond in between.
+// httpExchange is one request with its response. Its owner is serve; where there is
+// a second goroutine, that until done.
 type httpExchange struct {
 	method    string
 	minor     int  // of the request's HTTP/1.Minor
@@ -122,6 +130,7 @@ type httpExchange struct {
 	head      []byte // as sent to the application, with what was there of the body
 	started   time.Time
 	sent      time.Time
+	ended     time.Time    // its response went out, or the end of that
 	size      int64        // of the request's head as it came
 	seen      []byte       // the head as the application gets it, where it is kept
 	reply     []byte       // the head as the client gets it, where it is kept
@@ -150,15 +159,9 @@ func (h *httpRelay) serve(ctx context.Context) error {
 	h.prepare()
 	stop := context.AfterFunc(ctx, h.abort)
 	defer stop()
-	var responder sync.WaitGroup
-	responder.Go(func() {
-		for range h.begin {
-			h.respond(ctx)
-		}
-	})
 	err := h.requests(ctx)
-	close(h.begin)
-	responder.Wait()
+	h.watch.stop()
+	h.work.Wait()
 	h.dropApp()
 	_ = h.Client.Close()
 	if err == nil {
@@ -188,16 +191,25 @@ func (h *httpRelay) prepare() {
 	if h.Sent == nil {
 		h.Sent = &atomic.Int64{}
 	}
-	h.app = h.App
+	h.app = h.quick(h.App)
+	h.Client = h.quick(h.Client)
 	h.source = &firstReader{h.First, h.Client}
 	h.answered = true
 	h.in.pools, h.out.pools = h.Buffers, h.Buffers
-	h.begin, h.done = make(chan struct{}, 1), make(chan struct{}, 1)
+	h.done = make(chan struct{}, 1)
+}
+
+// quick makes what is small cost less on a connection without TLS.
+func (h *httpRelay) quick(s stream) stream {
+	if tcp, ok := s.(*net.TCPConn); ok {
+		return h.TLS.Plain(tcp)
+	}
+	return s
 }
 
 // requests serves one request after the other.
 func (h *httpRelay) requests(ctx context.Context) error {
-	h.setIdle()
+	h.setIdle(h.Now())
 	for {
 		size, err := h.nextHead()
 		if errors.Is(err, io.EOF) {
@@ -253,7 +265,7 @@ func (h *httpRelay) connect(ctx context.Context) error {
 		_ = app.Close()
 		return net.ErrClosed
 	}
-	h.app = app
+	h.app = h.quick(app)
 	return nil
 }
 
@@ -276,13 +288,40 @@ func (h *httpRelay) closeApp() {
 	}
 }
 
-// setIdle bounds the wait for the next request.
-func (h *httpRelay) setIdle() {
+// setIdle bounds the wait for the next request, which begins now. A deadline of an
+// earlier wait stays: when it has passed, idleOver sets the one that is due.
+func (h *httpRelay) setIdle(now time.Time) {
+	h.idleFrom = now
+	if h.idleArmed.IsZero() {
+		h.armIdle()
+	}
+}
+
+func (h *httpRelay) armIdle() {
+	h.idleArmed = h.idleFrom
 	var end time.Time
 	if h.IdleTimeout > 0 {
-		end = h.Now().Add(h.IdleTimeout)
+		end = h.idleFrom.Add(h.IdleTimeout)
 	}
 	_ = h.Client.SetReadDeadline(end) // a closed socket fails at the read
+}
+
+// idleOver reports whether a deadline that has passed was that of the wait for the
+// next request.
+func (h *httpRelay) idleOver() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.idleArmed.IsZero() || h.idleArmed.Equal(h.idleFrom) {
+		return true
+	}
+	h.armIdle()
+	return false
+}
+
+// bound sets until when the client must have sent something; zero is for ever.
+func (h *httpRelay) bound(end time.Time) error {
+	h.idleArmed = time.Time{}
+	return h.Client.SetReadDeadline(end) //nolint:wrapcheck // it is looked at only for whether it is one
 }
 
 func (h *httpRelay) draining() bool { return h.Draining != nil && h.Draining() }
@@ -294,7 +333,7 @@ func (h *httpRelay) report(ex *httpExchange, status int, flags string, responseB
 	received := ex.received.Load()
 	h.OnRequest(RequestInfo{
 		Method: ex.method, Status: status, Flags: flags, RequestBytes: received,
-		ResponseBytes: responseBytes, Start: ex.started, Duration: h.Now().Sub(ex.started),
+		ResponseBytes: responseBytes, Start: ex.started, Duration: ex.ended.Sub(ex.started),
 		Protocol: [...]string{"HTTP/1.0", "HTTP/1.1"}[ex.minor&1], Details: cmp.Or(ex.details, "via_upstream"),
 		RequestBody: max(0, received-ex.size), ResponseBody: max(0, responseBytes-ex.replySize),
 		Request: ex.seen, Response: ex.reply,

@@ -257,12 +257,11 @@ func (h *http2Handler) normalisePath(r *h2.Request) *h2.Answer {
 
 // requestID is a random UUID, or "" if there is no randomness.
 func (h *http2Handler) requestID() string {
-	b, err := appendUUID(h.scratch[:0], h.rand, &h.id)
-	if err != nil {
+	if _, err := io.ReadFull(h.rand, h.id[:]); err != nil {
 		return ""
 	}
-	h.scratch = b
-	return string(b)
+	h.scratch = appendUUID(h.scratch[:0], &h.id)
+	return string(h.scratch)
 }
 
 // Trailers implements h2.Handler: a server that joins trailers to the header must not

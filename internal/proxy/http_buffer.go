@@ -219,18 +219,27 @@ func (c *httpCopy) spliceable() bool {
 	if !c.splice || !c.bulk() {
 		return false
 	}
-	_, plainSrc := c.src.(*net.TCPConn)
-	_, plainDst := c.dst.(*net.TCPConn)
-	return plainSrc && plainDst
+	return plainOf(c.src) != nil && plainOf(c.dst) != nil
+}
+
+// plainOf is the connection behind one side, if there is no TLS on it; or nil.
+func plainOf(side any) *net.TCPConn {
+	switch side := side.(type) {
+	case *tlsconn.Plain:
+		return side.TCPConn
+	case *net.TCPConn:
+		return side
+	}
+	return nil
 }
 
 // kernel copies without bringing the bytes here (splice(2)).
 func (c *httpCopy) kernel() error {
-	src := c.src
+	var src io.Reader = plainOf(c.src)
 	if c.body.kind == wire.LengthBody {
-		src = io.LimitReader(c.src, c.body.left)
+		src = io.LimitReader(src, c.body.left)
 	}
-	n, err := io.Copy(c.dst, src)
+	n, err := io.Copy(plainOf(c.dst), src)
 	c.received.Add(n)
 	c.sent.Add(n)
 	if err == nil && c.body.kind == wire.LengthBody && n < c.body.left {
@@ -268,14 +277,21 @@ func (c *httpCopy) stream() error {
 		c.received.Add(int64(n))
 		c.sent.Add(int64(n))
 	}
+	src, dst := c.from(), c.dst
+	if tcp := plainOf(src); tcp != nil {
+		src = tcp
+	}
+	if tcp := plainOf(dst); tcp != nil {
+		dst = tcp
+	}
 	var err error
 	if c.body.kind == wire.LengthBody {
 		var taken int64
-		taken, err = c.tls.CopyN(c.dst, c.from(), c.body.left, count)
+		taken, err = c.tls.CopyN(dst, src, c.body.left, count)
 		c.received.Add(taken - moved)
 		c.body.left -= taken
 	} else {
-		err = c.tls.Copy(c.dst, c.from(), count)
+		err = c.tls.Copy(dst, src, count)
 	}
 	switch {
 	case err == nil:

@@ -178,15 +178,20 @@ func appendElement(b []byte, own, hash, peer string) []byte {
 }
 
 func (h *httpRelay) appendRequestID(b []byte) ([]byte, error) {
-	b, err := appendUUID(append(b, "x-request-id: "...), h.Rand, &h.id)
-	return append(b, "\r\n"...), err
+	if h.randomLeft < len(h.id) {
+		if _, err := io.ReadFull(h.Rand, h.random[:]); err != nil {
+			return nil, fmt.Errorf("make request id: %w", err)
+		}
+		h.randomLeft = len(h.random)
+	}
+	h.randomLeft -= copy(h.id[:], h.random[len(h.random)-h.randomLeft:])
+	b = appendUUID(append(b, "x-request-id: "...), &h.id)
+	return append(b, "\r\n"...), nil
 }
 
-// appendUUID appends a random UUID, version 4 (contract 2.43, RFC 9562).
-func appendUUID(b []byte, random io.Reader, id *[16]byte) ([]byte, error) {
-	if _, err := io.ReadFull(random, id[:]); err != nil {
-		return nil, fmt.Errorf("make request id: %w", err)
-	}
+// appendUUID makes a UUID, version 4 (contract 2.43, RFC 9562), of random bytes and
+// appends it.
+func appendUUID(b []byte, id *[16]byte) []byte {
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80
 	for i, part := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
@@ -195,7 +200,7 @@ func appendUUID(b []byte, random io.Reader, id *[16]byte) ([]byte, error) {
 		}
 		b = hex.AppendEncode(b, part)
 	}
-	return b, nil
+	return b
 }
 
 // appendInterim appends a 1xx head as the client gets it (contract 2.58).
@@ -237,7 +242,7 @@ func (h *httpRelay) appendResponse(b []byte, r *wire.ResponseHead, ex *httpExcha
 	}
 	b = appendServiceTime(b, now.Sub(ex.sent))
 	if !seen.date {
-		b = appendDate(b, now)
+		b = h.appendDate(b, now)
 	}
 	if !seen.server {
 		b = append(b, serverField...)
@@ -291,9 +296,12 @@ func appendServiceTime(b []byte, took time.Duration) []byte {
 	return append(strconv.AppendInt(b, max(0, took.Milliseconds()), 10), "\r\n"...)
 }
 
-func appendDate(b []byte, now time.Time) []byte {
-	b = append(b, "date: "...)
-	return append(now.UTC().AppendFormat(b, httpDate), "\r\n"...)
+func (h *httpRelay) appendDate(b []byte, now time.Time) []byte {
+	if second := now.Unix(); h.date == nil || second != h.dateOf {
+		h.date = append(now.UTC().AppendFormat(append(h.date[:0], "date: "...), httpDate), "\r\n"...)
+		h.dateOf = second
+	}
+	return append(b, h.date...)
 }
 
 func (h *httpRelay) appendDecorator(b []byte, ex *httpExchange) []byte {
@@ -341,7 +349,7 @@ func (h *httpRelay) appendLocal(b []byte, ex *httpExchange, a *localReply, now t
 	for _, f := range a.header {
 		b = appendField(b, f.Name, f.Value)
 	}
-	b = appendDate(b, now)
+	b = h.appendDate(b, now)
 	b = append(b, serverField...)
 	if a.upstream {
 		b = appendServiceTime(b, now.Sub(ex.sent))

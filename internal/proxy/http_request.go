@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 	"time"
 
+	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/wire"
 )
 
@@ -43,12 +43,18 @@ func (h *httpRelay) nextHead() (int, error) {
 			}
 			if !begun {
 				begun = true
-				_ = h.Client.SetReadDeadline(h.Now().Add(httpHeadTimeout)) // a closed socket fails at the read
+				_ = h.bound(h.Now().Add(httpHeadTimeout)) // a closed socket fails at the read
 			}
 		}
 		var err error
 		if fresh, err = h.in.fill(h.source, h.Received); err != nil {
-			if !begun && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)) {
+			if !begun && errors.Is(err, os.ErrDeadlineExceeded) {
+				if !h.idleOver() {
+					continue
+				}
+				return 0, io.EOF
+			}
+			if !begun && errors.Is(err, io.EOF) {
 				return 0, io.EOF
 			}
 			if errors.Is(err, io.EOF) {
@@ -96,7 +102,8 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	if ex.size = int64(size); h.keepHeads() {
 		ex.seen = head
 	}
-	body := newHTTPBody(r.Body)
+	h.body = newHTTPBody(r.Body)
+	body := &h.body
 	if body.kind == wire.ChunkedBody {
 		body.chunks.HeaderOnly = h.headerOnly
 	}
@@ -132,13 +139,40 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 		}
 		return next, nil
 	}
-	h.start(body.done())
-	if !body.done() {
-		if whole, err := h.sendBody(&body, failed); !whole {
-			return false, err
+	if body.done() {
+		return h.inTurn(ctx)
+	}
+	h.start()
+	h.work.Go(func() {
+		h.respond(ctx)
+		tunnel := h.ex.tunnel
+		h.done <- struct{}{}
+		if tunnel {
+			h.tunnelBack()
 		}
+	})
+	if whole, err := h.sendBody(body, failed); !whole {
+		return false, err
 	}
 	return h.await()
+}
+
+// inTurn passes the response on when the request has been sent.
+func (h *httpRelay) inTurn(ctx context.Context) (next bool, err error) {
+	h.ex.bodySent.Store(true)
+	h.mu.Lock()
+	h.answered = false
+	h.watchClient()
+	h.mu.Unlock()
+	h.respond(ctx)
+	ended, err := h.unwatchClient()
+	if err != nil {
+		return false, err
+	}
+	if h.ex.tunnel {
+		h.work.Go(h.tunnelBack)
+	}
+	return h.after(ended)
 }
 
 // reset makes ex that of a new request.
@@ -156,7 +190,7 @@ func (h *httpRelay) reset(ex *httpExchange, r *wire.RequestHead) {
 	ex.keep, ex.keepApp, ex.tunnel, ex.early = !r.Close && r.Minor == 1, false, false, false
 	ex.upgrade, ex.decorated, ex.reused, ex.replay = upgradeOf(r) != nil, false, false, false
 	ex.started = h.Now()
-	ex.sent = ex.started
+	ex.sent, ex.ended = ex.started, ex.started
 	ex.received.Store(0)
 	ex.size, ex.seen, ex.reply, ex.replySize, ex.details = 0, nil, ex.reply[:0], 0, ""
 }
@@ -174,16 +208,13 @@ func methodName(b []byte) string {
 // safeMethod reports whether doing a request twice does no more than once (RFC 9110 9.2.1).
 func safeMethod(m string) bool { return m == "GET" || m == "HEAD" || m == "OPTIONS" }
 
-// start hands the exchange to respond.
-func (h *httpRelay) start(bodySent bool) {
-	h.ex.bodySent.Store(bodySent)
+// start prepares for a response that comes while the request is still being sent.
+func (h *httpRelay) start() {
+	h.ex.bodySent.Store(false)
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.answered = false
-	if !bodySent {
-		_ = h.Client.SetReadDeadline(time.Time{}) // a body may pause (contract 2.56)
-	}
-	h.mu.Unlock()
-	h.begin <- struct{}{}
+	_ = h.bound(time.Time{}) // a body may pause (contract 2.56)
 }
 
 // forward sends ex.head to the application. failed says that it took not all of
@@ -200,7 +231,9 @@ func (h *httpRelay) forward(ctx context.Context) (failed bool, err error) {
 			return false, err
 		}
 	}
-	ex.sent = h.Now()
+	if !ex.reused || h.Gate != nil && h.Gate.waits() {
+		ex.sent = h.Now() // else no time has passed
+	}
 	_, err = h.app.Write(ex.head)
 	if err != nil && ex.reused && ex.replay {
 		return false, h.resend(ctx)
@@ -230,22 +263,8 @@ func (h *httpRelay) resend(ctx context.Context) error {
 // alive reports whether an idle connection to the application can still be
 // used: it has not been closed, and nothing unasked has come on it.
 func alive(app stream) bool {
-	sc, ok := app.(syscall.Conn)
-	if !ok {
-		return true
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return false
-	}
-	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = errors.Is(err, syscall.EAGAIN)
-		return true
-	})
-	return err == nil && quiet
+	tcp, ok := app.(*tlsconn.Plain)
+	return !ok || tcp.Quiet()
 }
 
 // sendBody passes the rest of the request's body on and reports whether it did
@@ -296,9 +315,7 @@ func (h *httpRelay) await() (next bool, err error) {
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if h.isAnswered() {
-				ended = true
-			}
+			ended = h.waitOver()
 		case errors.Is(err, io.EOF):
 			ended = true
 			h.endRequests()
@@ -312,6 +329,12 @@ func (h *httpRelay) await() (next bool, err error) {
 		}
 	}
 	<-h.done
+	return h.after(ended)
+}
+
+// after follows a response that is out. ended says that the client has ended its
+// direction. It reports whether the connection goes on.
+func (h *httpRelay) after(ended bool) (next bool, err error) {
 	switch {
 	case h.ex.tunnel:
 		return false, h.tunnel(ended)
@@ -324,12 +347,23 @@ func (h *httpRelay) await() (next bool, err error) {
 		h.dropApp()
 	}
 	if h.ex.early {
-		h.setIdle()
+		h.mu.Lock()
+		h.setIdle(h.Now())
+		h.mu.Unlock()
 		if h.app != nil {
 			_ = h.app.SetWriteDeadline(time.Time{}) // a closed socket fails at the write
 		}
 	}
 	return true, nil
+}
+
+// waitOver reports whether the client has had its time when a deadline has passed:
+// that of an earlier wait is taken away, or put off.
+func (h *httpRelay) waitOver() bool {
+	if !h.isAnswered() {
+		return false
+	}
+	return h.idleOver()
 }
 
 // isAnswered reports whether the response is out. If it isn't, the deadline of
@@ -338,7 +372,7 @@ func (h *httpRelay) isAnswered() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.answered {
-		_ = h.Client.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+		_ = h.bound(time.Time{}) // a closed socket fails at the read
 	}
 	return h.answered
 }
@@ -357,7 +391,7 @@ func (h *httpRelay) endRequests() {
 // tunnel passes bytes from the client on after an upgrade (contract 2.51).
 func (h *httpRelay) tunnel(ended bool) error {
 	if !ended {
-		_ = h.Client.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+		_ = h.bound(time.Time{}) // a closed socket fails at the read
 		c := httpCopy{tls: h.TLS, src: h.source, dst: h.app, buffer: &h.in, body: &httpBody{kind: wire.TunnelBody}, received: h.Received, sent: &h.toApp}
 		if err := c.run(); err != nil {
 			h.abort() // which ends the other direction too
@@ -374,7 +408,7 @@ func (h *httpRelay) tunnel(ended bool) error {
 // linger lets the client read the response before the connection is closed: it
 // ends our direction, and throws away what the client still sends for a while.
 func (h *httpRelay) linger() {
-	if h.Client.CloseWrite() != nil || h.Client.SetReadDeadline(h.Now().Add(httpLinger)) != nil {
+	if h.Client.CloseWrite() != nil || h.bound(h.Now().Add(httpLinger)) != nil {
 		return
 	}
 	for {

@@ -14,8 +14,8 @@ import (
 // (contract 2.34).
 const upstreamError = "upstream connect error or disconnect/reset before headers. reset reason: "
 
-// respond passes the response of the exchange that has begun to the client and
-// gives the exchange back.
+// respond passes the response of the exchange that has begun to the client. What
+// follows an upgrade is left to tunnelBack.
 func (h *httpRelay) respond(ctx context.Context) {
 	ex := &h.ex
 	before := h.Sent.Load()
@@ -25,11 +25,12 @@ func (h *httpRelay) respond(ctx context.Context) {
 		h.finish()
 		return
 	}
-	body := newHTTPBody(h.resp.Body)
+	h.reply = newHTTPBody(h.resp.Body)
+	body := &h.reply
 	ex.tunnel = h.resp.Body.Kind == wire.TunnelBody
 	ex.keep = ex.keep && !ex.tunnel && h.resp.Body.Kind != wire.CloseBody && !h.draining()
 	ex.keepApp = !ex.tunnel && h.resp.Body.Kind != wire.CloseBody && !h.resp.Close
-	if err := h.writeResponse(&body); err != nil {
+	if err := h.writeResponse(body); err != nil {
 		h.report(ex, h.resp.Status, responseFlag(err), h.Sent.Load()-before)
 		h.abort()
 		h.finish()
@@ -38,10 +39,12 @@ func (h *httpRelay) respond(ctx context.Context) {
 	if ex.tunnel {
 		h.report(ex, h.resp.Status, "-", h.Sent.Load()-before)
 		h.finish()
-		h.tunnelBack()
 		return
 	}
-	err = h.copyResponse(&body)
+	if !body.done() {
+		err = h.copyResponse(body)
+		ex.ended = h.Now()
+	}
 	if !h.out.empty() {
 		ex.keepApp = false // it has said more than it was asked for
 	}
@@ -55,8 +58,8 @@ func (h *httpRelay) respond(ctx context.Context) {
 	h.finish()
 }
 
-// finish gives the exchange back to the other goroutine, which may be reading
-// from the client or still sending the request's body.
+// finish says that the response is out: the other goroutine, if there is one, may be
+// reading from the client or still sending the request's body.
 func (h *httpRelay) finish() {
 	h.mu.Lock()
 	h.answered = true
@@ -64,11 +67,11 @@ func (h *httpRelay) finish() {
 	switch {
 	case h.ex.tunnel:
 	case h.ex.keep && h.ex.bodySent.Load():
-		h.setIdle()
+		h.setIdle(h.ex.ended)
 	default: // the rest of the request, or the client's end, must come soon
 		h.ex.early = true
 		end := h.Now().Add(httpLinger)
-		_ = h.Client.SetReadDeadline(end) // closed sockets fail at once
+		_ = h.bound(end) // closed sockets fail at once
 		if h.app != nil {
 			_ = h.app.SetWriteDeadline(end)
 		}
@@ -77,7 +80,6 @@ func (h *httpRelay) finish() {
 	if !h.ex.keep && !h.ex.tunnel {
 		_ = h.Client.CloseWrite() // the client may be gone, which is just as well
 	}
-	h.done <- struct{}{}
 }
 
 // readResponse reads the final head into h.resp, passing interim ones on
@@ -129,7 +131,8 @@ func (h *httpRelay) parseResponse() (int, error) {
 
 // writeResponse sends the head and, in the same piece, what is there of the body.
 func (h *httpRelay) writeResponse(body *httpBody) error {
-	b := h.appendResponse(h.response[:0], &h.resp, &h.ex, h.Now())
+	h.ex.ended = h.Now()
+	b := h.appendResponse(h.response[:0], &h.resp, &h.ex, h.ex.ended)
 	h.noteReply(b)
 	there := h.out.bytes()
 	there = there[:min(len(there), httpCoalesce)]
@@ -140,6 +143,11 @@ func (h *httpRelay) writeResponse(body *httpBody) error {
 	b = append(b, there[:n]...)
 	if cap(b) <= httpSmall {
 		h.response = b
+	}
+	if err == nil && body.done() { // who has the answer must not see the request cut
+		h.mu.Lock()
+		h.underWay = false
+		h.mu.Unlock()
 	}
 	if werr := h.write(b); werr != nil {
 		return fmt.Errorf("%w: %w", errHTTPSink, werr)
@@ -195,7 +203,7 @@ func (h *httpRelay) failResponse(err error) {
 	ex.keep = ex.keep && ex.bodySent.Load() && !h.draining()
 	switch {
 	case httpFault(ex.fault.Load()) == faultClientGone:
-		ex.keep = false
+		ex.keep, ex.ended = false, h.Now()
 		h.report(ex, 0, "DC", 0)
 	case httpFault(ex.fault.Load()) == faultBadBody:
 		ex.keep = false
@@ -227,7 +235,8 @@ func (h *httpRelay) answer(a *localReply) bool {
 	h.underWay = false
 	h.mu.Unlock()
 	ex.keep = ex.keep && !h.draining()
-	h.response = h.appendLocal(h.response[:0], ex, a, h.Now())
+	ex.ended = h.Now()
+	h.response = h.appendLocal(h.response[:0], ex, a, ex.ended)
 	h.noteReply(h.response)
 	ex.details = cmp.Or(ex.details, answerDetails(a.flag))
 	err := h.write(h.response)

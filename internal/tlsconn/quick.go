@@ -41,9 +41,14 @@ type quickWrite struct {
 // write writes all of b to a socket, and waits while there is no room. What is
 // not small, or has no raw, goes the ordinary way.
 func (p *Pool) write(to io.Writer, raw syscall.RawConn, b []byte) error {
+	_, err := p.writeAll(to, raw, b)
+	return err
+}
+
+// writeAll is write, and says how much went out.
+func (p *Pool) writeAll(to io.Writer, raw syscall.RawConn, b []byte) (int, error) {
 	if raw == nil || len(b) == 0 || len(b) > quickLen {
-		_, err := to.Write(b)
-		return err //nolint:wrapcheck // callers wrap
+		return to.Write(b) //nolint:wrapcheck // callers wrap
 	}
 	q, ok := p.quick.Get().(*quickWrite)
 	if !ok {
@@ -55,9 +60,10 @@ func (p *Pool) write(to io.Writer, raw syscall.RawConn, b []byte) error {
 	if err == nil {
 		err = q.cause
 	}
+	sent := len(b) - len(q.rest)
 	q.rest, q.cause = nil, nil
 	p.quick.Put(q)
-	return err //nolint:wrapcheck // callers wrap
+	return sent, err //nolint:wrapcheck // callers wrap
 }
 
 func (q *quickWrite) attempt(fd uintptr) bool {

@@ -99,6 +99,7 @@ func peers() []peer {
 		{name: "podseal-http", title: "**Podseal**, HTTP inspected", find: podsealProgram, command: podseal, podseal: true, port: httpPort, chain: "podseal", only: "http"},
 		{name: "podseal-default", title: "**Podseal**, X25519MLKEM768", find: podsealProgram, command: podseal, podseal: true, mlkem: true, aside: "another key exchange"},
 		{name: "podseal-before", title: "Podseal, another build", find: given("podseal-before"), command: podseal, podseal: true, silent: true, aside: "another build"},
+		{name: "podseal-http-before", title: "Podseal, another build, HTTP inspected", find: given("podseal-before"), command: podseal, podseal: true, port: httpPort, chain: "podseal-before", only: "http", silent: true, aside: "another build"},
 	}
 }
 
