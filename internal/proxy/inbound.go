@@ -94,7 +94,7 @@ func (in *inbound) firstBytes(ctx context.Context, mode policy.Mode) (sight, err
 		return sight{seen: policy.PlainOther}, nil // contract 2.8
 	}
 	s := sniffer{
-		client: in.c.client, hello: mode != policy.Disable, http: http && mode != policy.Strict,
+		client: in.c.client, unsaid: &in.p.unsaid, hello: mode != policy.Disable, http: http && mode != policy.Strict,
 		http10: in.p.worlds.world().Mesh.HTTP10, silence: in.p.idleTimeout(),
 	}
 	if mode == policy.Strict {
@@ -121,6 +121,8 @@ func (in *inbound) firstBytes(ctx context.Context, mode policy.Mode) (sight, err
 		in.c.cut(policy.HandshakeTimeout, err)
 	case errors.Is(err, errSilent):
 		in.c.cut(policy.IdleTimeout, err)
+	case errors.Is(err, errCrowded):
+		in.c.cut(policy.Overloaded, err)
 	case errors.Is(err, errCutHello), errors.Is(err, wire.ErrTooLarge):
 		in.c.cut(policy.HandshakeFailed, err)
 	case errors.Is(err, errHungUp):
@@ -274,7 +276,7 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 	if len(spoken) > 0 && !speaksHTTP2(spoken) {
 		return sight{app: spoken}, nil // it did so already, before the handshake
 	}
-	s := sniffer{client: client, http: true, http10: in.p.worlds.world().Mesh.HTTP10, silence: in.p.idleTimeout()}
+	s := sniffer{client: client, unsaid: &in.p.unsaid, http: true, http10: in.p.worlds.world().Mesh.HTTP10, silence: in.p.idleTimeout()}
 	if action == policy.TerminateAuto {
 		if err := in.connect(ctx); err != nil {
 			s.silence = probeTimeout
@@ -300,6 +302,8 @@ func (in *inbound) lookInside(ctx context.Context, action policy.Action, client 
 		in.c.cut(policy.ConnectFailed, err)
 	case errors.Is(err, errSilent):
 		in.c.cut(policy.IdleTimeout, err)
+	case errors.Is(err, errCrowded):
+		in.c.cut(policy.Overloaded, err)
 	case isAlert(err):
 		in.c.cut(policy.HandshakeFailed, err)
 	default:

@@ -151,6 +151,7 @@ type proxy struct {
 	resolver    *resolver
 	tunnels     tunnels // idle, to other proxies
 	lobby       lobby   // idle, from other proxies
+	unsaid      unsaid  // what clients have begun to say
 	tls         tlsconn.Pool
 	httpBuffers httpBuffers
 	h2Buffers   h2.Buffers
@@ -193,7 +194,7 @@ func newProxy(cfg Config) (*proxy, error) {
 	p := &proxy{
 		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random, time.Now),
 		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
-		edges: edges.NewTable(edges.MaxEdges), started: time.Now(),
+		edges: edges.NewTable(edges.MaxEdges), started: time.Now(), unsaid: unsaid{most: maxUnsaid},
 	}
 	p.accessLog.out, p.accessLog.hostname = cfg.AccessLog, cfg.Pod
 	var err error

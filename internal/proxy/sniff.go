@@ -37,11 +37,14 @@ type sniffer struct {
 	http10  bool         // HTTP/1.0 counts as HTTP (contract 2.5)
 	silence time.Duration
 	hold    time.Duration // the application's bytes wait so long for the client's
+	unsaid  *unsaid       // bounds what all sniffers hold that wait for more
+	begun   begun
 
 	mu    sync.Mutex
 	since time.Time // of the wait that is going on
 	wait  wait
 	spoke bool // the application has spoken, or has gone
+	crowd bool // others need the memory that this one holds
 
 	app1   []byte // its first bytes
 	appErr error
@@ -81,6 +84,7 @@ func (s *sniffer) run() (sight, error) {
 		watcher.Go(s.watch)
 	}
 	got, err := s.read()
+	s.unsaid.drop(&s.begun)
 	if s.app != nil {
 		_ = s.app.SetReadDeadline(past) // fails only on a closed socket
 		watcher.Wait()
@@ -119,6 +123,8 @@ func (s *sniffer) watch() {
 func (s *sniffer) arm() {
 	end := s.since.Add(headerTimeout)
 	switch {
+	case s.crowd:
+		end = past
 	case s.wait == waitFirst && s.spoke:
 		end = s.since.Add(s.hold)
 	case s.wait == waitFirst:
@@ -130,6 +136,14 @@ func (s *sniffer) arm() {
 		end = past
 	}
 	_ = s.client.SetReadDeadline(end) // a closed socket fails at the read
+}
+
+// expel ends the wait of a client that has begun and doesn't go on.
+func (s *sniffer) expel() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.crowd = true
+	s.arm()
 }
 
 func (s *sniffer) read() (sight, error) {
@@ -155,6 +169,8 @@ func (s *sniffer) read() (sight, error) {
 			if len(buf) == cap(buf) {
 				buf = append(make([]byte, 0, 2*cap(buf)), buf...)
 			}
+			s.begun.expel = s.expel
+			s.unsaid.hold(&s.begun, cap(buf))
 		}
 		if err != nil {
 			return s.stopped(buf, err)
@@ -199,6 +215,8 @@ func (s *sniffer) stopped(buf []byte, err error) (sight, error) {
 		return sight{}, fmt.Errorf("read from the client: %w", err)
 	}
 	switch {
+	case timeout && s.crowd:
+		return sight{}, errCrowded
 	case s.wait == waitHTTP && timeout && !s.spoke && wire.BeginsHTTP2(buf):
 		return sight{}, errSilent // as bytes the rest would make it HTTP/2 that nobody judges
 	case s.wait == waitHTTP:
