@@ -19,6 +19,7 @@ type Table struct {
 
 	mu      sync.Mutex
 	entries map[Key]*entry
+	last    *entry     // found last: who calls, calls again; nil for none
 	used    *list.List // of *entry without a rest, last used first
 	nextID  uint32
 	cursor  *Cursor // whom changed and gone are kept for; nil for nobody
@@ -28,8 +29,9 @@ type Table struct {
 
 // entry is one edge. The table's mu guards it.
 type entry struct {
-	edge Edge
-	at   *list.Element // nil for a rest
+	edge    Edge
+	at      *list.Element // nil for a rest
+	changed bool          // it is in the table's changed
 }
 
 // Flow is one connection's part in an edge. The zero Flow is no part yet. The
@@ -117,7 +119,11 @@ func (t *Table) Opened(f *Flow) bool {
 // find finds or makes the entry of a key. When there is no room, and none that
 // could be made, it is the rest. Callers hold mu.
 func (t *Table) find(key Key, at time.Time) *entry {
+	if t.last != nil && t.last.edge.Key == key {
+		return t.last
+	}
 	if e, ok := t.entries[key]; ok {
+		t.last = e
 		return e
 	}
 	if !key.Rest && t.used.Len() >= t.limit && !t.makeRoom(at) {
@@ -163,6 +169,9 @@ func (t *Table) fold(e *entry, at time.Time) {
 	}
 	t.used.Remove(e.at)
 	delete(t.entries, e.edge.Key)
+	if t.last == e {
+		t.last = nil
+	}
 	delete(t.changed, e)
 	t.touch(rest, e.edge.Last)
 	if t.cursor == nil {
@@ -181,8 +190,8 @@ func (t *Table) touch(e *entry, at time.Time) {
 	if e.at != nil {
 		t.used.MoveToFront(e.at)
 	}
-	if t.cursor != nil {
-		t.changed[e] = struct{}{}
+	if t.cursor != nil && !e.changed {
+		e.changed, t.changed[e] = true, struct{}{}
 	}
 }
 
@@ -194,7 +203,7 @@ func (t *Table) Follow() *Cursor {
 	t.unfollow()
 	t.cursor = &Cursor{}
 	for _, e := range t.entries {
-		t.changed[e] = struct{}{}
+		e.changed, t.changed[e] = true, struct{}{}
 	}
 	return t.cursor
 }
@@ -210,6 +219,9 @@ func (t *Table) Unfollow(c *Cursor) {
 
 func (t *Table) unfollow() {
 	t.cursor, t.gone = nil, nil
+	for e := range t.changed {
+		e.changed = false
+	}
 	clear(t.changed)
 }
 
@@ -229,6 +241,7 @@ func (t *Table) Delta(c *Cursor, limit int) (Delta, bool) {
 			return d, true
 		}
 		d.Edges = append(d.Edges, e.copy())
+		e.changed = false
 		delete(t.changed, e)
 	}
 	d.Complete, c.began = !c.began, true

@@ -28,7 +28,7 @@ type Options struct {
 }
 
 // Parts are what can be measured.
-const Parts = "size,policy,traffic,start,memory"
+const Parts = "size,policy,edges,traffic,start,memory"
 
 // Main is a part that runs in a pod's network, as a program: serve or load.
 func Main(ctx context.Context, args []string) error {
@@ -63,7 +63,7 @@ func Run(ctx context.Context, o Options) (r *Report, err error) {
 	for _, part := range []struct {
 		name    string
 		measure func(context.Context, Options, *Report) error
-	}{{"size", m.size}, {"policy", m.policy}, {"traffic", m.traffic}, {"start", m.start}, {"memory", m.memory}} {
+	}{{"size", m.size}, {"policy", m.policy}, {"edges", m.edges}, {"traffic", m.traffic}, {"start", m.start}, {"memory", m.memory}} {
 		if !strings.Contains(only, ","+part.name+",") {
 			continue
 		}

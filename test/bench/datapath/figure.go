@@ -50,6 +50,9 @@ func goals() []goal {
 		{name: "p99 at half the best peer's rate", must: 1, aim: 0.75, scenario: latencyHalf, metric: metricP99},
 		{name: "memory per idle connection and proxy", must: 0.8, scenario: idleFew, metric: metricEach},
 		{name: "memory per idle connection and proxy", unit: "kB", must: 18, aim: 4, scenario: idleFew, metric: metricEach},
+		{name: "edge accounting, of the CPU time of new connections, 64 clients", unit: "%", must: 1, scenario: connectMany, metric: metricEdges},
+		{name: "edge accounting, of that of HTTP/1.1 requests, inspected, 32 connections", unit: "%", must: 1, who: ourselvesHTTP, scenario: httpMany, metric: metricEdges},
+		{name: "edge accounting, of that of one stream up", unit: "%", must: 1, scenario: bulkUp, metric: metricEdges},
 		{name: "idle proxy, PSS", unit: "MB", must: 14, aim: 8, scenario: idleFew, metric: metricStart},
 	}
 }

@@ -15,15 +15,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/policy"
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/workload"
 	"podseal.io/podseal/internal/xds"
@@ -68,6 +71,7 @@ func podseal(path string, s site) (program, error) {
 type controlPlane struct {
 	grpc  *grpc.Server
 	xds   *xds.Server
+	edges *report.Server
 	root  []byte
 	serve sync.WaitGroup
 }
@@ -100,6 +104,15 @@ func newControlPlane(client, server *pod) (*controlPlane, error) {
 	}).Register(c.grpc)
 	c.xds = xds.NewServer(xds.ServerConfig{Store: store, Authenticate: func(context.Context) (string, error) { return "a proxy", nil }, Log: log})
 	c.xds.Register(c.grpc)
+	c.edges = report.NewServer(report.ServerConfig{Authenticate: func(ctx context.Context) (report.Pod, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		name, ok := strings.CutPrefix(strings.Join(md.Get("authorization"), ""), "Bearer ")
+		if !ok {
+			return report.Pod{}, errors.New("no token")
+		}
+		return report.Pod{Namespace: namespace, Name: name}, nil
+	}, Log: log})
+	c.edges.Register(c.grpc)
 	for _, p := range []*pod{client, server} {
 		var l net.Listener
 		err := p.do(nil, func() (err error) {
@@ -117,8 +130,10 @@ func newControlPlane(client, server *pod) (*controlPlane, error) {
 
 func (c *controlPlane) stop() {
 	c.xds.Shutdown()
+	c.edges.Shutdown()
 	c.grpc.Stop()
 	c.xds.Wait()
+	c.edges.Wait()
 	c.serve.Wait()
 }
 

@@ -277,6 +277,9 @@ func (b *bench) place(ctx context.Context, place placement, found []contender, w
 			}
 		}
 	}
+	if err := b.edgeShares(ctx, place, work, taking, chains); err != nil {
+		return err
+	}
 	return b.countCalls(ctx, place, work, taking, chains)
 }
 
