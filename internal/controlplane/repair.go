@@ -72,7 +72,7 @@ func (r *repairer) step(ctx context.Context) error {
 		return nil // nobody is to capture them, or it is not known yet
 	}
 	var pods corev1.PodList
-	if err := r.client.List(ctx, &pods); err != nil {
+	if err := r.client.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list pods: %w", err)
 	}
 	nodes := r.captureOn(pods.Items)

@@ -62,7 +62,7 @@ func (u *upgrader) step(ctx context.Context) error {
 		return nil // it is off, or not known yet
 	}
 	var pods corev1.PodList
-	if err := u.client.List(ctx, &pods); err != nil {
+	if err := u.client.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list pods: %w", err)
 	}
 	in := upgrade.Input{Image: u.image}

@@ -20,6 +20,7 @@ const KindDestinationRule = "DestinationRule"
 type destinationRule struct {
 	rule     *workload.DestinationRule
 	selector map[string]string
+	subsets  []string // to which nothing leads
 }
 
 // ValidateDestinationRule finds all that is wrong with a DestinationRule (contract
@@ -49,7 +50,7 @@ func readDestinationRule(obj *unstructured.Unstructured, clusterDomain string) (
 	if t := r.object(spec, "trafficPolicy", "spec.trafficPolicy"); t != nil {
 		d.rule.Policy, d.rule.Ports = r.trafficPolicy(t, d.rule)
 	}
-	r.subsets(spec)
+	d.subsets = r.subsets(spec)
 	return d, r
 }
 
@@ -101,8 +102,8 @@ func (r *reader) exportTo(spec map[string]any, namespace string) []string {
 }
 
 // subsets are read so that what is wrong or has no effect is said: nothing leads
-// to a subset here.
-func (r *reader) subsets(spec map[string]any) {
+// to a subset here (contract 3.43). Their names are returned.
+func (r *reader) subsets(spec map[string]any) (names []string) {
 	for i, s := range r.objects(spec, "subsets", "spec.subsets") {
 		at := fmt.Sprintf("spec.subsets[%d]", i)
 		r.onlyFields(s, at, "name", "labels", "trafficPolicy")
@@ -113,11 +114,16 @@ func (r *reader) subsets(spec map[string]any) {
 		if t := r.object(s, "trafficPolicy", at+".trafficPolicy"); t != nil {
 			sub := &reader{}
 			sub.at = at + ".trafficPolicy"
-			sub.trafficPolicy(t, &workload.DestinationRule{})
+			policy, _ := sub.trafficPolicy(t, &workload.DestinationRule{})
 			r.faults = append(r.faults, sub.faults...)
+			if policy.TLS != nil && len(sub.faults) == 0 {
+				r.warn(at+".trafficPolicy.tls", "has no effect: clients do what spec.trafficPolicy.tls says, or what is the mesh's way without it, and not %s", policy.TLS.Mode)
+			}
 		}
 		r.warn(at, "has no effect: nothing leads to subset %s, as VirtualServices are not honoured", name)
+		names = append(names, name)
 	}
+	return names
 }
 
 // tls reads ClientTLSSettings.

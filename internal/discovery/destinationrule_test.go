@@ -64,6 +64,7 @@ func TestValidateDestinationRule(t *testing.T) {
 		"contract 3.46: half a name":         {"host: web.shop", nil, []string{"spec.host"}},
 		"wildcard":                           {`host: "*.local"`, nil, nil},
 		"subsets":                            {"host: web\nsubsets: [{name: v1, labels: {version: v1}}, {}]", []string{"spec.subsets[1].name"}, []string{"spec.subsets[0]", "spec.subsets[1]"}},
+		"contract 3.43: tls of a subset":     {"host: web\nsubsets: [{name: v1, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}]", nil, []string{"spec.subsets[0].trafficPolicy.tls", "spec.subsets[0]"}},
 		"fault in a subset":                  {"host: web\nsubsets: [{name: v1, trafficPolicy: {tls: {mode: X}}}]", []string{"spec.subsets[0].trafficPolicy.tls.mode"}, []string{"spec.subsets[0]"}},
 		"contract 3.45: entry without tls":   {"host: web\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 80}}]}", nil, []string{"spec.trafficPolicy.portLevelSettings[0]"}},
 		"ports":                              {"host: web\ntrafficPolicy: {portLevelSettings: [{port: {number: 0}}, {}, {port: {number: 65536}}, {port: {number: 80}}, {port: {number: 80}}]}", []string{"spec.trafficPolicy.portLevelSettings[0].port.number", "spec.trafficPolicy.portLevelSettings[1].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number", "spec.trafficPolicy.portLevelSettings[2].port.number"}, []string{"spec.trafficPolicy.portLevelSettings[4]"}},
@@ -115,7 +116,7 @@ func TestDestinationRules(t *testing.T) {
 		DestinationRules: []*unstructured.Unstructured{
 			rule(t, "shop", "full", 1, "host: web\nexportTo: [., bank]\nworkloadSelector: {matchLabels: {app: a}}\ntrafficPolicy: {loadBalancer: {simple: RANDOM}, connectionPool: {tcp: {maxConnections: 5, connectTimeout: 2s, tcpKeepalive: {probes: 3, time: 60s, interval: 5s}}}, "+
 				"tls: {mode: MUTUAL, clientCertificate: /a, privateKey: /b, caCertificates: /c, sni: x, subjectAltNames: [y.example]}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]}"),
-			rule(t, "shop", "old", 1, "host: web\ntrafficPolicy: {tls: {mode: DISABLE}}"),
+			rule(t, "shop", "old", 1, "host: web\ntrafficPolicy: {tls: {mode: DISABLE}}\nsubsets: [{name: v1}, {name: v2}]"),
 			rule(t, "shop", "young", 2, "host: web.shop.svc.cluster.local\ntrafficPolicy: {tls: {mode: SIMPLE}}"),
 			rule(t, "shop", "nobody", 1, "host: other"),
 			rule(t, root, "wide", 1, `host: "*.local"`),
@@ -160,7 +161,7 @@ func TestDestinationRules(t *testing.T) {
 	}
 	for name, want := range map[string]Verdict{
 		"shop/full":    {Accepted: true, Reason: ReasonAccepted, Workloads: 1, Message: "in force for web.shop.svc.cluster.local, services of that name: 1, at 1 workload"},
-		"shop/old":     {Accepted: true, Reason: ReasonAccepted, Message: "in force for web.shop.svc.cluster.local, services of that name: 1; DISABLE: clients send plaintext"},
+		"shop/old":     {Accepted: true, Reason: ReasonAccepted, Message: "in force for web.shop.svc.cluster.local, services of that name: 1; DISABLE: clients send plaintext; without effect, as nothing leads to them: subsets v1, v2"},
 		"shop/young":   {Reason: ReasonShadowed, Message: "old is older (or first by name) and is the one in force for web.shop.svc.cluster.local: put both into one"},
 		"shop/nobody":  {Reason: ReasonNoEffect, Message: "no Service and no ServiceEntry has the name other.shop.svc.cluster.local"},
 		root + "/wide": {Accepted: true, Reason: ReasonAccepted, Message: "in force for *.local, services of that name: 1"},

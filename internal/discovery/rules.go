@@ -101,6 +101,9 @@ func (s *ruleSet) judge(i int, services []*workload.Service, hosts []string) Ver
 	if p := d.rule.Policy; p != nil && p.TLS != nil && p.TLS.Mode == workload.TLSDisable {
 		v.Message += "; DISABLE: clients send plaintext"
 	}
+	if len(d.subsets) > 0 {
+		v.Message += "; without effect, as nothing leads to them: subsets " + strings.Join(d.subsets, ", ")
+	}
 	return v
 }
 
