@@ -24,6 +24,9 @@ images: build bin/images ## bin/*.tar: the two images and the demo's all-in-one 
 	bin/images proxy --binary bin/podseal-proxy --tag podseal.io/podseal-proxy:$(VERSION) --out bin/podseal-proxy.tar
 	bin/images all-in-one --tag registry.company.network/localrepo/all-in-one-image:0.1 --out bin/all-in-one.tar
 
+bin/protocols.tar: bin/images FORCE # servers and clients for test-e2e; kept in the user's cache
+	bin/images protocols --tag podseal.io/test/protocols:1 --out $@
+
 bin/images: FORCE
 	@mkdir -p bin && CGO_ENABLED=0 go build -C hack/images -o $(CURDIR)/bin/images .
 
@@ -56,7 +59,7 @@ test-hack: setup ## the local cluster and the image builder (root)
 	cd hack/images && $(GOTEST) -count=1 ./...
 	cd hack/cluster && $(GOTEST) -count=1 ./...
 
-test-e2e: setup images bin/cluster ## the walkthrough on a two-node cluster of its own (root)
+test-e2e: setup images bin/protocols.tar bin/cluster ## the walkthrough on a two-node cluster of its own (root)
 	PODSEAL_VERSION=$(VERSION) $(GOTEST) -count=1 -v ./test/e2e/...
 
 lint: bin/tools/golangci-lint ## gofumpt and the linters of .golangci.yml

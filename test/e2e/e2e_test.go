@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,6 +43,8 @@ func TestE2E(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	e := &env{c: c, s: s}
+	loaded := e.load(t)
 	t.Run("walkthrough", func(t *testing.T) {
 		report, err := walkthrough.Run(t.Context(), walkthrough.Config{Cluster: c, Out: testWriter{t}})
 		report.Table(testWriter{t})
@@ -53,7 +57,9 @@ func TestE2E(t *testing.T) {
 			}
 		}
 	})
-	e := &env{c: c, s: s}
+	if err := loaded(); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		run  func(*testing.T, *env)
@@ -73,12 +79,50 @@ func TestE2E(t *testing.T) {
 		{"the dashboard, for who may look and who may not", testDashboard},
 		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
 		{"a broken proxy that leaks is caught, and the report says so", testBrokenProxy},
+		{"in namespaces of their own, all at once", testAside},
 		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
 		{"uninstall leaves nothing", testUninstall},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, e) })
+	}
+}
+
+// load loads the image of the servers while something else is done; what it returns
+// waits for it.
+func (e *env) load(t *testing.T) func() error {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), e.c.Binary, "load", "--name", e.c.Name, filepath.Join(e.s.Bin, "protocols.tar"))
+	done := make(chan error, 1)
+	go func() {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("load the servers: %w: %s", err, out)
+		}
+		done <- err
+	}()
+	var once sync.Once
+	var err error
+	wait := func() error {
+		once.Do(func() { err = <-done })
+		return err
+	}
+	t.Cleanup(func() { _ = wait() })
+	return wait
+}
+
+// testAside are cases that touch nothing but namespaces of their own.
+func testAside(t *testing.T, e *env) {
+	for name, run := range map[string]func(*testing.T, *env){
+		"protocols, by the servers and clients that people use": testProtocols,
+		"external authorizers, tokens and their keys":           testGate,
+		"jobs, hooks, drain, revisions, podseal inject":         testLife,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t, e)
+		})
 	}
 }
 

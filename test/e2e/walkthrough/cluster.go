@@ -41,9 +41,10 @@ func (l Local) Capture(ctx context.Context, node, filter string) (*Capture, erro
 	return startCapture(ctx, exec.CommandContext(ctx, l.Binary, args...))
 }
 
-// tcpdump is the command line of a capture that writes packets to standard output.
+// tcpdump is the command line of a capture that writes packets to standard output. Its
+// buffer is large (32 MiB), as what is lost on a busy machine proves nothing.
 func tcpdump(filter string) []string {
-	return append([]string{"tcpdump", "-i", "any", "-U", "-s", "0", "-w", "-"}, strings.Fields(filter)...)
+	return append([]string{"tcpdump", "-i", "any", "-B", "32768", "-U", "-s", "0", "-w", "-"}, strings.Fields(filter)...)
 }
 
 // run runs a command and keeps what it prints.
