@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -134,6 +135,16 @@ func TestInjectorShape(t *testing.T) {
 		if len(hook.ClientConfig.CABundle) != 0 {
 			t.Errorf("%s has a caBundle: it is the control plane's", hook.Name)
 		}
+	}
+}
+
+// TestControlPlaneOfBothFamilies: a pod with an IPv6 address only reaches the control
+// plane of a dual-stack cluster.
+func TestControlPlaneOfBothFamilies(t *testing.T) {
+	s := &corev1.Service{}
+	convert(t, find(t, render(t, PartControlPlane), "Service", "istiod"), s)
+	if s.Spec.IPFamilyPolicy == nil || *s.Spec.IPFamilyPolicy != corev1.IPFamilyPolicyPreferDualStack {
+		t.Errorf("%+v", s.Spec)
 	}
 }
 
