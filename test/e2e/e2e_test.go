@@ -73,13 +73,15 @@ func TestE2E(t *testing.T) {
 		{"port-level and workload-level modes", testPortModes},
 		{"a change of policy is in force within a second", testPolicyLatency},
 		{"every kind of address", testAddresses},
+		{"both families, mixed and ending endpoints, IPv6 only", testMoreAddresses},
 		{"ServiceEntry, a Secret for TLS, RegistryOnly", testServiceEntries},
 		{"edges: who talks to whom, and how", testEdges},
 		{"a zoo of callers: each with his name and state, wherever traffic is shown", testZoo},
 		{"the dashboard, for who may look and who may not", testDashboard},
 		{"verify: the wire is as the proxies say, and a leak is found", testVerify},
 		{"a broken proxy that leaks is caught, and the report says so", testBrokenProxy},
-		{"in namespaces of their own, all at once", testAside},
+		{"protocols, by the servers and clients that people use", testProtocols},
+		{"in namespaces of their own, at once", testAside},
 		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
@@ -115,9 +117,8 @@ func (e *env) load(t *testing.T) func() error {
 // testAside are cases that touch nothing but namespaces of their own.
 func testAside(t *testing.T, e *env) {
 	for name, run := range map[string]func(*testing.T, *env){
-		"protocols, by the servers and clients that people use": testProtocols,
-		"external authorizers, tokens and their keys":           testGate,
-		"jobs, hooks, drain, revisions, podseal inject":         testLife,
+		"external authorizers, tokens and their keys":   testGate,
+		"jobs, hooks, drain, revisions, podseal inject": testLife,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -129,7 +129,7 @@ func testLife(t *testing.T, e *env) {
 
 	// a hook that is HTTP comes by the proxy, and one that is a program finds the proxy there
 	file := filepath.Join(t.TempDir(), "log")
-	e.must(t, "kubectl -n life logs -f hooked-http -c web >%s & kubectl -n life delete pod hooked hooked-http --timeout=60s; wait", file)
+	e.must(t, "kubectl -n life logs -f hooked-http -c web >'%s' & kubectl -n life delete pod hooked hooked-http --timeout=60s; wait", file)
 	hooked, err := os.ReadFile(file)
 	if err != nil || !strings.Contains(string(hooked), "GET /?hook ") {
 		t.Errorf("the hook did not come: %v\n%s", err, hooked)
@@ -173,8 +173,8 @@ func (e *env) testTwins(t *testing.T) {
 		}
 	}
 	write("life")
-	byHand := filepath.Join(e.s.Bin, "podseal") + " inject -f - <" + manifest + " | kubectl "
-	one := e.must(t, "kubectl create --dry-run=server -o json -f %s", manifest)
+	byHand := filepath.Join(e.s.Bin, "podseal") + " inject -f - <'" + manifest + "' | kubectl "
+	one := e.must(t, "kubectl create --dry-run=server -o json -f - <'%s'", manifest)
 	two := e.must(t, "%s create --dry-run=server -o json -f -", byHand)
 	if a, b := pod(t, one), pod(t, two); !reflect.DeepEqual(a, b) {
 		t.Errorf("the webhook gives\n%s\npodseal inject\n%s", one, two)
