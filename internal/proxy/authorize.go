@@ -142,8 +142,11 @@ func (g *gate) authorize(ctx context.Context, w *workload.World, q *gatedRequest
 			}
 			r.Body, r.Partial = slices.Clone(body), !whole
 		}
-		answer, err := g.Authorize(ctx, a, r)
+		answer, gone, err := g.askBeside(ctx, a, q, r)
 		switch {
+		case gone:
+			q.Refusal = &denied // which nobody gets
+			return false
 		case err != nil && !a.FailOpen:
 			return g.refuse(q, &refusal{Status: int(a.StatusOnError), Flag: "UAEX"}, policy.PolicyDenied, fmt.Sprintf("%s: %v", c.Rule, err))
 		case err == nil && !answer.Allowed:
@@ -163,6 +166,17 @@ func (g *gate) authorize(ctx context.Context, w *workload.World, q *gatedRequest
 		q.agreed = append(q.agreed, a.Name)
 	}
 	return true
+}
+
+// askBeside asks while the client is looked at.
+func (g *gate) askBeside(ctx context.Context, a *policy.Authorizer, q *gatedRequest, r *extauthz.Request) (answer *extauthz.Answer, gone bool, err error) {
+	if q.Beside == nil {
+		answer, err = g.Authorize(ctx, a, r)
+		return answer, false, err
+	}
+	ctx, stop := q.Beside(ctx)
+	answer, err = g.Authorize(ctx, a, r)
+	return answer, stop(), err
 }
 
 // told is what an authorizer is told of the request.

@@ -46,6 +46,10 @@ type gatedRequest struct {
 	// many bytes, and whether that is all of it. The relay still passes on what was
 	// read. nil is a request without a body.
 	ReadAhead func(ctx context.Context, most int) (body []byte, whole bool, err error)
+	// Beside is called before somebody else is asked, and stop when that has answered,
+	// or the context that it returned has ended. stop reports whether the client is
+	// gone, so that there is nothing to decide any more. nil is not to be called.
+	Beside func(ctx context.Context) (asking context.Context, stop func() (gone bool))
 
 	// Refusal is the answer if the request may not pass; nil if it may.
 	Refusal *refusal

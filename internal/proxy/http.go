@@ -55,6 +55,7 @@ type httpRelay struct {
 	Gate *gate // says what may pass; nil passes everything
 
 	IdleTimeout    time.Duration     // between requests; 0 means none
+	HalfClosed     time.Duration     // bounds a question for a client that has ended its direction; 0 means httpHalfClosed
 	Buffers        *httpBuffers      // shared by connections
 	TLS            *tlsconn.Pool     // that Client's connection is of; or nil
 	Rand           io.Reader         // for request ids; nil means crypto/rand
@@ -80,6 +81,7 @@ type httpRelay struct {
 	done        chan struct{}
 	work        sync.WaitGroup // the second goroutine
 	source      io.Reader      // First, then Client
+	gone        error          // the client, while an authorizer was asked; nil if it is there
 	appErr      error          // of the last attempt to reach the application
 
 	fromApp, toApp atomic.Int64 // bytes
@@ -178,6 +180,9 @@ func (h *httpRelay) prepare() {
 	}
 	if h.TLS == nil {
 		h.TLS = &tlsconn.Pool{}
+	}
+	if h.HalfClosed == 0 {
+		h.HalfClosed = httpHalfClosed
 	}
 	if h.Rand == nil {
 		h.Rand = rand.Reader

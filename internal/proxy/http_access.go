@@ -43,9 +43,12 @@ func (h *httpRelay) judge(ctx context.Context, head []byte, size int, body wire.
 	}
 	q := &h.asked
 	q.read(head)
-	q.Protocol, q.ReadAhead = "HTTP/1.1", nil
-	if body.Kind != wire.NoBody && h.Gate.waits() {
-		q.ReadAhead = func(_ context.Context, most int) ([]byte, bool, error) { return h.readAhead(size, body, most) }
+	q.Protocol, q.ReadAhead, q.Beside = "HTTP/1.1", nil, nil
+	if h.Gate.waits() {
+		q.Beside = h.beside
+		if body.Kind != wire.NoBody {
+			q.ReadAhead = func(_ context.Context, most int) ([]byte, bool, error) { return h.readAhead(size, body, most) }
+		}
 	}
 	allowed = h.Gate.ask(ctx, &q.gatedRequest)
 	if len(q.Edits) > 0 {
@@ -53,6 +56,25 @@ func (h *httpRelay) judge(ctx context.Context, head []byte, size int, body wire.
 		q.read(head)
 	}
 	return head, allowed
+}
+
+// beside looks at the client while an authorizer is asked: one that resets its
+// connection is gone, one that ends its direction may wait for HalfClosed longer.
+func (h *httpRelay) beside(ctx context.Context) (asking context.Context, stop func() (gone bool)) {
+	asking, cancel := context.WithCancel(ctx)
+	h.mu.Lock()
+	h.watch.hangUp = cancel
+	h.watchClient()
+	h.mu.Unlock()
+	return asking, func() bool {
+		defer cancel()
+		_, err := h.unwatchClient()
+		if err == nil && asking.Err() != nil && ctx.Err() == nil {
+			err = errClientLeft
+		}
+		h.watch.hangUp, h.gone = nil, err
+		return err != nil
+	}
 }
 
 // readAhead reads the beginning of a body into the buffer behind its head, and

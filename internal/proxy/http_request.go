@@ -102,6 +102,13 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	if ex.size = int64(size); h.keepHeads() {
 		ex.seen = head
 	}
+	if h.gone != nil {
+		ex.received.Store(int64(size))
+		ex.ended = h.Now()
+		h.report(ex, 0, "DC", 0)
+		h.abort()
+		return false, h.gone
+	}
 	h.body = newHTTPBody(r.Body)
 	body := &h.body
 	if body.kind == wire.ChunkedBody {
@@ -142,6 +149,11 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 	if body.done() {
 		return h.inTurn(ctx)
 	}
+	return h.bothWays(ctx, failed)
+}
+
+// bothWays passes the response on while the rest of the request is sent.
+func (h *httpRelay) bothWays(ctx context.Context, failed bool) (next bool, err error) {
 	h.start()
 	h.work.Go(func() {
 		h.respond(ctx)
@@ -151,7 +163,7 @@ func (h *httpRelay) exchange(ctx context.Context, size int) (next bool, err erro
 			h.tunnelBack()
 		}
 	})
-	if whole, err := h.sendBody(body, failed); !whole {
+	if whole, err := h.sendBody(&h.body, failed); !whole {
 		return false, err
 	}
 	return h.await()

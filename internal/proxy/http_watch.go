@@ -12,6 +12,13 @@ import (
 // looks whether the client is still there.
 const httpPatience = 200 * time.Millisecond
 
+// httpHalfClosed is how long an authorizer may take once the client has ended its
+// direction: it may still read, or be gone.
+const httpHalfClosed = 30 * time.Second
+
+// errClientLeft says that a client ended its direction and had no answer for long.
+var errClientLeft = errors.New("the client has ended the connection")
+
 // httpWatch reads from the client while the application works. Its timer runs only
 // while there are requests, and is set once for many. The relay's mu guards it.
 type httpWatch struct {
@@ -24,6 +31,9 @@ type httpWatch struct {
 	done    chan struct{}
 	ended   bool // what the reader has found: the client's end
 	err     error
+
+	hangUp func() // ends the question to an authorizer; nil while none is asked
+	left   *time.Timer
 }
 
 // watchClient begins the watch for one exchange. Callers hold mu.
@@ -53,9 +63,16 @@ func (h *httpRelay) lookAtClient() {
 	case w.of != w.number:
 		w.of = w.number
 		w.timer.Reset(httpPatience)
-	case h.in.empty():
-		w.armed, w.over, w.done, w.ended, w.err = false, false, make(chan struct{}), false, nil
-		h.work.Go(h.readBeside)
+	case h.in.empty() || w.hangUp != nil:
+		done, read := make(chan struct{}), h.readBeside
+		if w.hangUp != nil {
+			read = h.readWhileAsking
+		}
+		w.armed, w.over, w.done, w.ended, w.err = false, false, done, false, nil
+		h.work.Go(func() {
+			defer close(done)
+			read()
+		})
 	default:
 		w.armed = false // the next request is there already
 	}
@@ -66,20 +83,13 @@ func (h *httpRelay) lookAtClient() {
 // answer nevertheless, and an error ends the exchange.
 func (h *httpRelay) readBeside() {
 	w := &h.watch
-	defer close(w.done)
 	for {
 		_, err := h.in.fill(h.source, h.Received)
 		switch {
 		case err == nil:
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			h.mu.Lock()
-			over := w.over
-			if !over {
-				_ = h.bound(time.Time{}) // it was that of an earlier wait
-			}
-			h.mu.Unlock()
-			if over {
+			if h.watchIsOver() {
 				return
 			}
 		case errors.Is(err, io.EOF):
@@ -90,6 +100,42 @@ func (h *httpRelay) readBeside() {
 			w.err = err
 			h.ex.fault.Store(int32(faultClientGone))
 			h.abort()
+			return
+		}
+	}
+}
+
+// watchIsOver reports whether a deadline that has passed was to end the watch, and
+// takes one of an earlier wait away.
+func (h *httpRelay) watchIsOver() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.watch.over {
+		_ = h.bound(time.Time{})
+	}
+	return h.watch.over
+}
+
+// readWhileAsking reads what the client sends of its request while an authorizer is
+// asked, as far as there is room, so that it is noticed when it is gone.
+func (h *httpRelay) readWhileAsking() {
+	w := &h.watch
+	for {
+		_, err := h.in.fill(h.source, h.Received)
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if h.watchIsOver() {
+				return
+			}
+		case errors.Is(err, io.ErrShortBuffer):
+			return // the authorizer's own time bounds the rest
+		case errors.Is(err, io.EOF):
+			w.ended, w.left = true, time.AfterFunc(h.HalfClosed, w.hangUp)
+			return
+		default:
+			w.err = err
+			w.hangUp()
 			return
 		}
 	}
@@ -112,6 +158,10 @@ func (h *httpRelay) unwatchClient() (ended bool, err error) {
 	<-done
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if w.left != nil {
+		w.left.Stop()
+		w.left = nil
+	}
 	if !armed.IsZero() {
 		h.armIdle()
 	} else {
