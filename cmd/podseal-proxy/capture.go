@@ -36,6 +36,7 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 	if err != nil {
 		return refuse(stderr, "can't tell what to capture", err)
 	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
 	rules := capture.Build(opts.Config)
 	if opts.DryRun {
 		fmt.Fprint(stdout, rules.Text())
@@ -45,6 +46,9 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 		if err := capture.Apply(ctx, rules); err != nil {
 			return refuse(stderr, "the rules can't be set", err)
 		}
+		if err := capture.WidenLoopback(); err != nil { // slower, and nothing else
+			log.Warn("what application and proxy hand to each other can't be larger", slog.String("error", err.Error()))
+		}
 	}
 	if err := capture.Verify(ctx, rules); err != nil {
 		code := refuse(stderr, "the rules are not in place", err)
@@ -53,7 +57,6 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 		}
 		return code
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
 	fmt.Fprint(stdout, rules.Text())
 	log.Info("capture is in place", slog.Bool("ipv4", opts.IPv4), slog.Bool("ipv6", opts.IPv6),
 		slog.Int("proxy_port", int(opts.ProxyPort)), slog.Int("inbound_port", int(opts.InboundPort)))

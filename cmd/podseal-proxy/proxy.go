@@ -50,6 +50,10 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	out := &lines{w: stdout}
 	cfg.AccessLog = out
 	cfg.Log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
+	var err error
+	if cfg.LoopbackSegment, err = capture.LoopbackSegment(); err != nil { // it is only reported
+		cfg.Log.Debug("it is not known how much lo takes in one piece", slog.String("error", err.Error()))
+	}
 	cfg.OnIdle = func(spare proxy.Spare) {
 		if spare&proxy.SpareGarbage != 0 {
 			debug.FreeOSMemory()

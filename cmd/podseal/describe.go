@@ -187,6 +187,9 @@ func (d *description) printPod(s streams) {
 		proxy := &d.Proxies[0]
 		fmt.Fprintf(s.out, "Certificate: serial %s, %s\n", dash(proxy.Serial), certificate(d.view.Now, proxy.NotAfter))
 		fmt.Fprintf(s.out, "Proxy: version %s, configuration %s, %d connections\n", dash(proxy.Version), proxy.Config, proxy.Connections)
+		if proxy.LoopbackSegment != 0 {
+			fmt.Fprintf(s.out, "Loopback: %s\n", loopback(proxy.LoopbackSegment))
+		}
 		if proxy.NotReady != "" {
 			fmt.Fprintf(s.out, "WARNING: not ready: %s\n", proxy.NotReady)
 		}
@@ -198,6 +201,15 @@ func (d *description) printPod(s streams) {
 	for _, port := range p.Ports {
 		fmt.Fprintf(s.out, "Port %d: %s, of %s, %s\n", port.Port, port.Protocol, port.Service, port.Mode)
 	}
+}
+
+// loopback says how data goes between an application and its proxy.
+func loopback(segment uint32) string {
+	const ordinary = 64 << 10
+	if segment <= ordinary {
+		return "segments of 64 KiB; larger ones cost less CPU, and need Linux 6.3 or later on the node"
+	}
+	return fmt.Sprintf("segments of up to %d KiB", (segment+1023)/1024)
 }
 
 // printPolicies says what holds, and which object sets the mode.

@@ -56,7 +56,7 @@ func testView() *controlplane.View {
 		Replica: "istiod-1", Now: now,
 		Pods: []controlplane.PodView{pod("old", "legacy-1", "legacy", "PERMISSIVE", false), api, pod("shop", "web-1", "web", "PERMISSIVE", true)},
 		Proxies: []controlplane.ProxyView{{
-			Pod: "api-1", Namespace: "shop", Workload: "api", Version: "v1", Config: controlplane.ConfigSynced, Serial: "ab", NotAfter: now.Add(5 * time.Hour), Connections: 3, Reports: true,
+			Pod: "api-1", Namespace: "shop", Workload: "api", Version: "v1", Config: controlplane.ConfigSynced, Serial: "ab", NotAfter: now.Add(5 * time.Hour), Connections: 3, Reports: true, LoopbackSegment: 524280,
 		}},
 		Edges: []edges.Report{
 			{Pod: "shop/api-1", Workload: peer(edges.KindWorkload, "shop", "api"), Edges: []edges.Edge{
@@ -295,6 +295,7 @@ func TestDescribe(t *testing.T) {
 	for _, tc := range []struct{ kind, ns, name, want string }{
 		{"pod", "shop", "api-1", "Port 9090 mTLS mode: STRICT"},
 		{"pod", "shop", "api-1", "Certificate: serial ab, 5h left"},
+		{"pod", "shop", "api-1", "Loopback: segments of up to 512 KiB"},
 		{"pod", "shop", "api-1", "legacy       api"},
 		{"pod", "shop", "web-1", "Proxy: NOT CONNECTED"},
 		{"pod", "old", "legacy-1", "Mesh: no"},

@@ -13,6 +13,9 @@
 // nft does; Apply puts them into the kernel in one transaction, as often as one
 // likes; Verify reads them back and says what differs. Invariant: a pod whose
 // rules did not verify does not start.
+//
+// WidenLoopback makes the way cheaper that captured bytes take between application
+// and proxy. Nothing depends on it.
 package capture
 
 import (

@@ -205,7 +205,7 @@ func TestView(t *testing.T) {
 			return []report.Report{
 				{Pod: report.Pod{Namespace: "bank", Name: "vault-1"}, Proxy: &reportv1.Proxy{}, Edges: []edges.Edge{toWeb, plain}},
 				{Pod: report.Pod{Namespace: "bank", Name: "done-1"}, Proxy: &reportv1.Proxy{}, Gone: epoch, Edges: []edges.Edge{plain}},
-				{Pod: report.Pod{Namespace: "shop", Name: "web-1", Identity: "cluster.local/ns/shop/sa/web"}, Proxy: &reportv1.Proxy{Version: "v1", Serial: "ab", NotAfter: 1_800_000_000, Connections: 4}, Edges: []edges.Edge{plain}},
+				{Pod: report.Pod{Namespace: "shop", Name: "web-1", Identity: "cluster.local/ns/shop/sa/web"}, Proxy: &reportv1.Proxy{Version: "v1", Serial: "ab", NotAfter: 1_800_000_000, Connections: 4, LoopbackSegmentBytes: 65536}, Edges: []edges.Edge{plain}},
 			}
 		},
 	}
@@ -223,7 +223,7 @@ func TestView(t *testing.T) {
 	}
 	if diff := cmp.Diff([]ProxyView{
 		{Pod: "old-1", Namespace: "shop", Version: "v1", Config: ConfigRejected, Rejected: []string{"shop/bad"}, Reason: "1 of 1 rejected", Connected: epoch, Identity: "cluster.local/ns/shop/sa/x"},
-		{Pod: "web-1", Namespace: "shop", Workload: "web", Node: "n1", Version: "v1", Config: ConfigSynced, Connected: epoch, Identity: "cluster.local/ns/shop/sa/web", Serial: "ab", NotAfter: time.Unix(1_800_000_000, 0), Connections: 4, Reports: true},
+		{Pod: "web-1", Namespace: "shop", Workload: "web", Node: "n1", Version: "v1", Config: ConfigSynced, Connected: epoch, Identity: "cluster.local/ns/shop/sa/web", Serial: "ab", NotAfter: time.Unix(1_800_000_000, 0), Connections: 4, Reports: true, LoopbackSegment: 65536},
 	}, got.Proxies); diff != "" {
 		t.Error(diff)
 	}

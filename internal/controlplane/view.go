@@ -105,6 +105,9 @@ type ProxyView struct {
 	Draining    bool      `json:"draining,omitempty"`
 	Started     time.Time `json:"started,omitzero"`
 	Reports     bool      `json:"reports"` // its edges are known
+	// LoopbackSegment is how much the pod's TCP hands over lo in one piece at most,
+	// in bytes: between application and proxy. 0 is unknown.
+	LoopbackSegment uint32 `json:"loopback_segment_bytes,omitempty"`
 }
 
 // viewer makes views of the mesh.
@@ -298,6 +301,7 @@ func (v *viewer) proxies(namespace string, known map[string]*corev1.Pod) []Proxy
 		p.Serial, p.Bundle, p.Connections = said.GetSerial(), said.GetBundle(), said.GetConnections()
 		p.NotBefore, p.NotAfter, p.Started = unix(said.GetNotBefore()), unix(said.GetNotAfter()), unix(said.GetStarted())
 		p.NotReady, p.Draining = said.GetNotReady(), said.GetDraining()
+		p.LoopbackSegment = said.GetLoopbackSegmentBytes()
 	}
 	out := make([]ProxyView, 0, len(all))
 	for _, p := range all {

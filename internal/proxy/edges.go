@@ -133,6 +133,7 @@ func (p *proxy) report() *reportv1.Proxy {
 	open := p.conns.work().open
 	r := &reportv1.Proxy{
 		Version: p.cfg.Version, Connections: uint32(open), NotReady: brief(p.notReady(), maxName), Draining: p.draining.Load(), Started: p.started.Unix(),
+		LoopbackSegmentBytes: uint32(p.cfg.LoopbackSegment),
 	}
 	if snap := p.creds.current.Load(); snap != nil {
 		leaf := snap.Credential.Leaf

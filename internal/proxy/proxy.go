@@ -112,6 +112,9 @@ type Config struct {
 	// ready, then every half a minute in which it carries nothing, connections or
 	// not, and after a burst of new connections. nil is nothing.
 	OnIdle func(Spare)
+	// LoopbackSegment is how much TCP hands over lo in one piece at most, in bytes;
+	// 0 is unknown. It is only reported.
+	LoopbackSegment int
 	// AccessLog is where the access log goes, one Write for each line. nil is nowhere.
 	AccessLog io.Writer
 	// Now is the time that certificates are checked against. nil is time.Now.

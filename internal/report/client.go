@@ -196,7 +196,8 @@ func (c *Client) send(g clientStream, cursor *edges.Cursor, known map[uint32]boo
 // without reflection, whose pages would then stay in memory.
 func same(a, b *reportv1.Proxy) bool {
 	return b != nil && a.Version == b.Version && a.Identity == b.Identity && a.Serial == b.Serial && a.NotBefore == b.NotBefore && a.NotAfter == b.NotAfter &&
-		a.Bundle == b.Bundle && a.Connections == b.Connections && a.NotReady == b.NotReady && a.Draining == b.Draining && a.Started == b.Started
+		a.Bundle == b.Bundle && a.Connections == b.Connections && a.NotReady == b.NotReady && a.Draining == b.Draining && a.Started == b.Started &&
+		a.LoopbackSegmentBytes == b.LoopbackSegmentBytes
 }
 
 func interval(d *reportv1.Directive) time.Duration {

@@ -153,9 +153,8 @@ func (m *mesh) tell(t testing.TB) {
 	}
 }
 
-// inject captures the pod's traffic and runs its proxy, as the two containers do. It
-// returns the proxy's process.
-func (m *mesh) inject(t *testing.T, p *pod, name string, env ...string) int {
+// redirect moves the pod's traffic into its proxy as its init container does.
+func (m *mesh) redirect(t *testing.T, p *pod) {
 	t.Helper()
 	p.root(t, func() error {
 		init := exec.CommandContext(t.Context(), m.program, "capture", "-p", "15001", "-z", "15006", "-u", "1337",
@@ -165,6 +164,13 @@ func (m *mesh) inject(t *testing.T, p *pod, name string, env ...string) int {
 		}
 		return nil
 	})
+}
+
+// inject captures the pod's traffic and runs its proxy, as the two containers do. It
+// returns the proxy's process.
+func (m *mesh) inject(t *testing.T, p *pod, name string, env ...string) int {
+	t.Helper()
+	m.redirect(t, p)
 	token := m.write(t, "token-"+name, []byte("shop/"+name))
 	run := exec.Command(m.program, "proxy", "sidecar", "--ca-address", net.JoinHostPort(m.near(p).String(), "15012"), "--ca-server-name", "istiod.d8-istio.svc",
 		"--root-file", filepath.Join(m.dir, "root-cert.pem"), "--token-file", token, "--drain", "100ms")

@@ -258,11 +258,13 @@ type Proxy struct {
 	Bundle      string `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	Connections uint32 `protobuf:"varint,7,opt,name=connections,proto3" json:"connections,omitempty"`
 	// Why the proxy is not ready; empty when it is.
-	NotReady      string `protobuf:"bytes,8,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
-	Draining      bool   `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
-	Started       int64  `protobuf:"varint,10,opt,name=started,proto3" json:"started,omitempty"` // Unix seconds
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NotReady string `protobuf:"bytes,8,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	Draining bool   `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
+	Started  int64  `protobuf:"varint,10,opt,name=started,proto3" json:"started,omitempty"` // Unix seconds
+	// How much TCP hands over the pod's lo in one piece at most; 0 is unknown.
+	LoopbackSegmentBytes uint32 `protobuf:"varint,11,opt,name=loopback_segment_bytes,json=loopbackSegmentBytes,proto3" json:"loopback_segment_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Proxy) Reset() {
@@ -361,6 +363,13 @@ func (x *Proxy) GetDraining() bool {
 func (x *Proxy) GetStarted() int64 {
 	if x != nil {
 		return x.Started
+	}
+	return 0
+}
+
+func (x *Proxy) GetLoopbackSegmentBytes() uint32 {
+	if x != nil {
+		return x.LoopbackSegmentBytes
 	}
 	return 0
 }
@@ -777,7 +786,7 @@ const file_api_report_v1_report_proto_rawDesc = "" +
 	"\tforgotten\x18\x03 \x03(\rR\tforgotten\x12\x1a\n" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"@\n" +
 	"\tDirective\x123\n" +
-	"\x15interval_milliseconds\x18\x01 \x01(\rR\x14intervalMilliseconds\"\x9e\x02\n" +
+	"\x15interval_milliseconds\x18\x01 \x01(\rR\x14intervalMilliseconds\"\xd4\x02\n" +
 	"\x05Proxy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x16\n" +
@@ -790,7 +799,8 @@ const file_api_report_v1_report_proto_rawDesc = "" +
 	"\tnot_ready\x18\b \x01(\tR\bnotReady\x12\x1a\n" +
 	"\bdraining\x18\t \x01(\bR\bdraining\x12\x18\n" +
 	"\astarted\x18\n" +
-	" \x01(\x03R\astarted\"\x97\x03\n" +
+	" \x01(\x03R\astarted\x124\n" +
+	"\x16loopback_segment_bytes\x18\v \x01(\rR\x14loopbackSegmentBytes\"\x97\x03\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12.\n" +
 	"\x05facts\x18\x02 \x01(\v2\x18.podseal.report.v1.FactsR\x05facts\x12 \n" +

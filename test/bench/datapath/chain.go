@@ -102,12 +102,17 @@ func (c *chain) loadgen(args ...string) program {
 }
 
 // captureBoth redirects both pods' traffic as Podseal's init container does:
-// every proxy is captured into in the same way.
+// every proxy is captured into in the same way. Another build of Podseal brings
+// its own.
 func (c *chain) captureBoth(ctx context.Context) error {
-	g := program{name: filepath.Join(c.options.Bin, "podseal-proxy"), args: []string{
+	g := program{name: filepath.Join(c.options.Bin, "podseal-proxy")}
+	if c.peer.podseal {
+		g.name = c.program
+	}
+	g.args = []string{
 		"capture", "-p", strconv.Itoa(outboundPort), "-z", strconv.Itoa(inboundPort), "-u", strconv.Itoa(proxyUser),
 		"-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*", "-d", "15090,15021,15020",
-	}}
+	}
 	for _, p := range []*pod{c.client, c.server} {
 		if _, err := p.run(ctx, nil, g); err != nil {
 			return err
