@@ -134,6 +134,50 @@ func TestWhoMaySeeTheDashboard(t *testing.T) {
 	}
 }
 
+// When the control plane's replicas were exchanged the dashboard finds the new ones by
+// itself; it says why if it can't, and doesn't look for others where it may not look.
+func TestDashboardLooksAgain(t *testing.T) {
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	away := func() *looker {
+		return &looker{replicas: []replica{{"istiod-old", gone.URL, gone.Client()}}, token: "good", tokenEnds: time.Now().Add(time.Hour), closed: make(chan struct{}), told: map[string]bool{}, notes: t.Output()}
+	}
+	d := serveDashboard(t, mesh(3, 1))
+	good, asked := d.look, 0
+	get := func(name string, now, found *looker, why error, want, wantAsked int) {
+		t.Helper()
+		d.look, d.again = now, func(context.Context) (*looker, error) {
+			asked++
+			return found, why
+		}
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+d.host+"/data", http.NoBody)
+		req.AddCookie(&http.Cookie{Name: sessionCookie, Value: "secret"})
+		w := httptest.NewRecorder()
+		d.ServeHTTP(w, req)
+		if w.Code != want || asked != wantAsked || why != nil && asked > 0 && want != http.StatusOK && !strings.Contains(w.Body.String(), why.Error()) {
+			t.Errorf("%s: %d %.200s, asked %d times", name, w.Code, w.Body, asked)
+		}
+		left := false
+		select {
+		case <-now.closed:
+			left = true
+		default:
+		}
+		if left != (d.look != now) {
+			t.Errorf("%s: what was left is closed: %t", name, left)
+		}
+	}
+	get("none is there", away(), nil, errors.New("none is there"), http.StatusBadGateway, 1)
+	get("another that is away", away(), away(), nil, http.StatusBadGateway, 2)
+	get("a new one", away(), good, nil, http.StatusOK, 3)
+	if d.look != good {
+		t.Error("it does not go on with the new one")
+	}
+	get("it goes on with that", good, nil, errors.New("not again"), http.StatusOK, 3)
+	good.token = "bad" // whom one refuses gets nothing from another either
+	get("without permission", good, nil, errors.New("no"), http.StatusBadGateway, 3)
+}
+
 // The page in a real browser: every view shows what it should, names are never
 // markup, and with 2,000 workloads, too.
 func TestDashboardInABrowser(t *testing.T) {

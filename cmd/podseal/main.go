@@ -33,6 +33,7 @@ const (
 	exitUnavailable  = 69 // EX_UNAVAILABLE
 	exitFindings     = 79 // as istioctl
 	exitNoPermission = 77 // EX_NOPERM
+	exitPodSecurity  = 78 // EX_CONFIG: the namespace lets nobody capture
 )
 
 func main() {

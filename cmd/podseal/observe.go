@@ -40,6 +40,8 @@ type observation struct {
 	image    string // "" is that of the pod's own proxy
 	length   time.Duration
 	progress func(text string)
+	// attachTo is how to talk to a container; nil is the API server's way.
+	attachTo func(pod *corev1.Pod, container string) (remotecommand.Executor, error)
 }
 
 // observe looks at the network of a pod, from a container that is added to it and
@@ -91,7 +93,10 @@ func (o *observation) add(ctx context.Context, pod *corev1.Pod, name, image stri
 	case err == nil:
 		return nil
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "PodSecurity"):
-		return codedError{fmt.Errorf("add a container that captures: %w\nPod Security forbids NET_RAW in namespace %s; to look at its wire, capture on the node, or let the namespace enforce \"privileged\" meanwhile", err, pod.Namespace), exitNoPermission}
+		return codedError{fmt.Errorf("add a container that captures: %w\n"+
+			"Pod Security lets no container of namespace %[2]s capture, whoever asks. There are two ways out:\n"+
+			"  verify the other end of its connections, in a namespace that lets you: the same bytes are on the wire there\n"+
+			"  let the namespace do so while you look: kubectl label namespace %[2]s --overwrite pod-security.kubernetes.io/enforce=privileged, and then set it back", err, pod.Namespace), exitPodSecurity}
 	case apierrors.IsForbidden(err):
 		return codedError{fmt.Errorf("add a container that captures: %w\nIt takes the right to update pods/ephemeralcontainers and to create pods/attach in namespace %s", err, pod.Namespace), exitNoPermission}
 	default:
@@ -111,7 +116,10 @@ func (o *observation) running(ctx context.Context, pod *corev1.Pod, name string)
 	began, told := time.Now(), false
 	for {
 		var now corev1.Pod
-		if err := o.client.Get(ctx, client.ObjectKeyFromObject(pod), &now); err != nil && ctx.Err() == nil {
+		switch err := o.client.Get(ctx, client.ObjectKeyFromObject(pod), &now); {
+		case apierrors.IsNotFound(err):
+			return codedError{fmt.Errorf("the pod went away before it could be observed: %w", err), exitNoInput}
+		case err != nil && ctx.Err() == nil:
 			return fmt.Errorf("wait for the container that captures: %w", err)
 		}
 		why := "it has not been started"
@@ -145,7 +153,11 @@ func (o *observation) running(ctx context.Context, pod *corev1.Pod, name string)
 func (o *observation) attach(ctx context.Context, pod *corev1.Pod, name string, pcap io.Writer) (*proof.Observation, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.length+observeTell)
 	defer cancel()
-	exec, err := o.executor(pod, name)
+	attachTo := o.attachTo
+	if attachTo == nil {
+		attachTo = o.executor
+	}
+	exec, err := attachTo(pod, name)
 	if err != nil {
 		return nil, err
 	}
@@ -157,10 +169,16 @@ func (o *observation) attach(ctx context.Context, pod *corev1.Pod, name string, 
 	if pcap == nil {
 		pcap = io.Discard
 	}
-	told := &bounded{limit: maxObservation}
+	told, packets := &bounded{limit: maxObservation}, &failing{w: pcap}
 	o.progress(fmt.Sprintf("observing pod %s/%s for %s", pod.Namespace, pod.Name, o.length))
-	if err := exec.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: pcap, Stderr: told}); err != nil {
+	if err := exec.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: packets, Stderr: told}); err != nil {
+		if apierrors.IsForbidden(err) || strings.Contains(err.Error(), "is forbidden") {
+			return nil, codedError{fmt.Errorf("attach to container %s: %w\nIt takes the right to create pods/attach in namespace %s", name, err, pod.Namespace), exitNoPermission}
+		}
 		return nil, lookError("attach to container "+name, err)
+	}
+	if packets.err != nil { // of which the stream doesn't tell
+		return nil, codedError{fmt.Errorf("write the packets: %w", packets.err), exitBadInput}
 	}
 	text := bytes.TrimSpace(told.Bytes())
 	at := bytes.LastIndexByte(text, '\n') + 1
@@ -192,6 +210,22 @@ func (o *observation) executor(pod *corev1.Pod, name string) (remotecommand.Exec
 	return remotecommand.NewFallbackExecutor(websocket, spdy, func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
+}
+
+// failing remembers why something could not be written. What comes after is not
+// written either: a hole in a capture would look like nothing.
+type failing struct {
+	w   io.Writer
+	err error
+}
+
+func (f *failing) Write(p []byte) (int, error) {
+	if f.err != nil {
+		return 0, f.err
+	}
+	n, err := f.w.Write(p)
+	f.err = err
+	return n, err
 }
 
 // bounded keeps so many bytes and then fails.

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -94,6 +98,56 @@ func TestReport(t *testing.T) {
 	}
 	if _, err := verifyReport(text, issuer.Bundle()); err == nil || !strings.Contains(err.Error(), "not the control plane") {
 		t.Errorf("signed by a pod: %v", err)
+	}
+}
+
+// A document that lacks what a replica would have stated is not written: it says which,
+// unless another has spoken for it.
+func TestReportLacksAReplica(t *testing.T) {
+	statement := func(replica string, peers ...controlplane.PeerView) []byte {
+		text, err := json.Marshal(controlplane.Statement{Kind: controlplane.StatementKind, View: controlplane.View{Replica: replica, Peers: peers}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	attest := func(answers ...[]byte) ([]*ca.Attestation, error) {
+		l := asLooker(t)
+		for i, a := range answers {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if a == nil {
+					http.Error(w, "no issuer", http.StatusServiceUnavailable)
+					return
+				}
+				_ = json.NewEncoder(w).Encode(ca.Attestation{Statement: a})
+			}))
+			t.Cleanup(server.Close)
+			l.replicas = append(l.replicas, replica{fmt.Sprintf("istiod-%d", i+1), server.URL, server.Client()})
+		}
+		return l.attest(t.Context(), "")
+	}
+	for name, tt := range map[string]struct {
+		answers [][]byte
+		count   int
+		want    string // in the error
+	}{
+		"both":                   {[][]byte{statement("istiod-1"), statement("istiod-2")}, 2, ""},
+		"one for both":           {[][]byte{statement("istiod-1", controlplane.PeerView{Replica: "istiod-2"}), nil}, 1, ""},
+		"the second for both":    {[][]byte{nil, statement("istiod-2", controlplane.PeerView{Replica: "istiod-1"})}, 1, ""},
+		"one fails":              {[][]byte{statement("istiod-1"), nil}, 0, "ask istiod-2: no issuer"},
+		"the first fails":        {[][]byte{nil, statement("istiod-2")}, 0, "ask istiod-1: no issuer"},
+		"one that can't be read": {[][]byte{statement("istiod-1"), []byte("x")}, 0, "istiod-2: read what is stated"},
+		"a peer that is away":    {[][]byte{statement("istiod-1", controlplane.PeerView{Replica: "istiod-2", Error: "refused"}), nil}, 0, "istiod-2"},
+		"both fail":              {[][]byte{nil, nil}, 0, "no issuer"},
+	} {
+		all, err := attest(tt.answers...)
+		coded, hasCode := errors.AsType[codedError](err)
+		if tt.want == "" && (err != nil || len(all) != tt.count) {
+			t.Errorf("%s: %d, %v", name, len(all), err)
+		}
+		if tt.want != "" && (err == nil || all != nil || !strings.Contains(err.Error(), tt.want) || !hasCode || coded.code != exitUnavailable) {
+			t.Errorf("%s: %v, %v", name, all, err)
+		}
 	}
 }
 

@@ -46,6 +46,7 @@ type verified struct {
 	Plaintext int64     `json:"plaintext_bytes"` // that the mesh is to answer for: not those of health and metrics
 	Encrypted int64     `json:"tls_bytes"`
 	Findings  []finding `json:"findings"`
+	code      int       // exit code of the error; 0 is any
 }
 
 // finding is a verdict with the peer's name.
@@ -136,13 +137,22 @@ func (o *verifyOptions) openPcap(targets []controlplane.PodView) (*os.File, erro
 	return f, nil
 }
 
-// verdict is the command's.
+// verdict is the command's: what was found comes first, then why a pod, the first of
+// them, was not observed.
 func (o *verifyOptions) verdict(all []verified) error {
+	code := 0
 	for i := range all {
 		v := &all[i]
-		if v.Error != "" || v.Result == proof.Leak.String() || v.Result == proof.Differs.String() || v.Result == proof.Unproven.String() || o.noPlaintext && v.Plaintext > 0 {
+		if v.Error != "" {
+			code = cmp.Or(code, v.code, exitFailed)
+			continue
+		}
+		if v.Result == proof.Leak.String() || v.Result == proof.Differs.String() || v.Result == proof.Unproven.String() || o.noPlaintext && v.Plaintext > 0 {
 			return errSilent
 		}
+	}
+	if code != 0 {
+		return codedError{errSilent, code}
 	}
 	return nil
 }
@@ -164,6 +174,9 @@ func (o *verifyOptions) verify(ctx context.Context, s streams, k *kube, targets 
 			seen, err := o.observe(ctx, k, &targets[i], pcap, tell)
 			if err != nil {
 				v.Error, v.Result = err.Error(), "not observed"
+				if coded, ok := errors.AsType[codedError](err); ok {
+					v.code = coded.code
+				}
 				return
 			}
 			v.fill(seen, names)

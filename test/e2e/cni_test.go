@@ -103,6 +103,11 @@ func testCNIPlugin(t *testing.T, e *env) {
 		t.Errorf("check: exit code %d, %v: %s", code, err, out)
 	}
 
+	web := strings.TrimSpace(e.must(t, "kubectl -n guarded get pods -l app=web -o jsonpath='{.items[0].metadata.name}'"))
+	if out, code, err := e.s.Podseal(t.Context(), "verify", "pod/guarded/"+web, "--for", "2s", "--kubeconfig", e.kubeconfig(t)); err != nil || code != 78 || !strings.Contains(out, "two ways out") {
+		t.Errorf("verify under Pod Security: exit code %d, %v: %s", code, err, out)
+	}
+
 	e.onNodes(t, `f=$(ls /etc/cni/net.d/*.conflist) && sed '/"capabilities"/,/}/d; s/podseal-cni/loopback/' $f >/tmp/$$ && cat /tmp/$$ >$f; rm /tmp/$$`)
 	eventually(t, "what somebody rewrites is put back", func() (bool, string) {
 		got := e.onNodes(t, whereIsPlugin)
