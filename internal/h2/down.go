@@ -379,6 +379,7 @@ func (r *Relay) clientData(f *frame) error {
 		r.wake.Broadcast()
 		return nil
 	}
+	r.countRequest(s, body)
 	f.renumber(s.up)
 	r.up.pass(f.raw)
 	r.half(s)

@@ -159,6 +159,9 @@ type Handler interface {
 	Interim(res *Response)
 	// Fault answers for the relay itself.
 	Fault(r *Request, f Fault) *Answer
+	// Messages is called with how many messages of calls of gRPC began in what was
+	// passed on, of requests and of responses.
+	Messages(requests, responses int)
 	// Done is called once for each request that reached Request, after its end.
 	Done(r *Request, o Outcome)
 }

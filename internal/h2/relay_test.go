@@ -41,6 +41,8 @@ func (h *testHandler) Request(r *Request) (*Answer, Ask) {
 	return nil, nil
 }
 
+func (*testHandler) Messages(int, int) {}
+
 func (*testHandler) Trailers(_ *Request, fields []Field) []Field { return fields }
 func (*testHandler) Response(_ *Request, res *Response) {
 	res.Fields = append(res.Fields, Field{Name: "x-relay", Value: "yes"})

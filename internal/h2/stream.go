@@ -25,6 +25,7 @@ type stream struct {
 	grpcCode  string
 
 	requestBytes, responseBytes int64
+	sends, gets                 messages // of a call of gRPC
 
 	asking   bool // it is not decided yet
 	cancel   context.CancelFunc
@@ -222,6 +223,9 @@ func (r *Relay) forwardKept(s *stream) {
 		if err != nil {
 			break // they were whole
 		}
+		if p, err := f.unpad(); err == nil {
+			r.countRequest(s, p)
+		}
 		f.renumber(s.up)
 		r.up.out = append(r.up.room(), f.raw...)
 		b = b[len(f.raw):]
@@ -230,6 +234,24 @@ func (r *Relay) forwardKept(s *stream) {
 	s.body = nil
 	if s.trailers != nil {
 		r.passTrailers(s, s.trailers)
+	}
+}
+
+// countRequest and countResponse count the messages of a call of gRPC that are passed
+// on.
+func (r *Relay) countRequest(s *stream, body []byte) {
+	if s.grpc {
+		if n := s.sends.count(body); n > 0 {
+			r.cfg.Handler.Messages(n, 0)
+		}
+	}
+}
+
+func (r *Relay) countResponse(s *stream, body []byte) {
+	if s.grpc {
+		if n := s.gets.count(body); n > 0 {
+			r.cfg.Handler.Messages(0, n)
+		}
 	}
 }
 

@@ -139,6 +139,7 @@ func (r *Relay) appData(f *frame) error {
 		return nil
 	}
 	s.responseBytes += int64(len(body))
+	r.countResponse(s, body)
 	r.budgets.earn(updatesPerFrame)
 	end := f.has(flagEndStream)
 	if len(r.held) > 0 || r.debt > 0 && int64(len(f.payload)) > r.window {

@@ -48,8 +48,14 @@ var labelNames = []string{
 	"destination_workload", "destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
 	"destination_canonical_service", "destination_canonical_revision", "destination_cluster",
 	"destination_service", "destination_service_name", "destination_service_namespace",
-	"request_protocol", "response_flags", "connection_security_policy",
+	"request_protocol", flagsName, "connection_security_policy",
 }
+
+// flagsName is the label that a request has when it is over.
+const flagsName = "response_flags"
+
+// messageNames are those of what is counted before.
+var messageNames = slices.DeleteFunc(slices.Clone(labelNames), func(name string) bool { return name == flagsName })
 
 // requestNames follow labelNames in the request metrics.
 var requestNames = append(slices.Clip(labelNames), "response_code", "grpc_response_status")
@@ -84,6 +90,7 @@ type Set struct {
 	opened, closed, sent, received *prometheus.CounterVec
 	tcp                            sync.Map // Labels → *TCP; as many as there are series, which stay anyway
 	requests                       *prometheus.CounterVec
+	requestMsgs, responseMsgs      *prometheus.CounterVec
 	durations                      *prometheus.HistogramVec
 	requestSizes, responseSizes    *prometheus.HistogramVec
 	refused                        *prometheus.CounterVec
@@ -109,6 +116,8 @@ func New(version string, now func() time.Time) *Set {
 		sent:         counter("istio_tcp_sent_bytes_total", "Bytes sent to the client.", labelNames),
 		received:     counter("istio_tcp_received_bytes_total", "Bytes received from the client.", labelNames),
 		requests:     counter("istio_requests_total", "HTTP requests answered.", requestNames),
+		requestMsgs:  counter("istio_request_messages_total", "Messages of gRPC received from clients.", messageNames),
+		responseMsgs: counter("istio_response_messages_total", "Messages of gRPC sent to clients.", messageNames),
 		durations:    histogram("istio_request_duration_milliseconds", "Time from request to the end of its response."),
 		requestSizes: histogram("istio_request_bytes", "Size of requests, head and body."), responseSizes: histogram("istio_response_bytes", "Size of responses, head and body."),
 		refused:    counter("podseal_connections_refused_total", "Connections refused or cut, and requests denied, by reason.", []string{"direction", "reason"}),
@@ -129,7 +138,7 @@ func New(version string, now func() time.Time) *Set {
 		}
 		return 0
 	})
-	s.registry.MustRegister(s.opened, s.closed, s.sent, s.received, s.requests, s.durations, s.requestSizes, s.responseSizes, s.refused, s.open, s.scrapes, s.handshakes,
+	s.registry.MustRegister(s.opened, s.closed, s.sent, s.received, s.requests, s.requestMsgs, s.responseMsgs, s.durations, s.requestSizes, s.responseSizes, s.refused, s.open, s.scrapes, s.handshakes,
 		build, expiry, left, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return s
 }
@@ -184,6 +193,8 @@ type HTTP struct {
 	values []string
 	known  map[outcome]answered
 
+	sends, gets prometheus.Counter // messages; nil before the first
+
 	last       outcome
 	lastAnswer answered // of last; zero before
 }
@@ -232,12 +243,23 @@ func (h *HTTP) Request(r Answer) {
 	a.reply.Observe(float64(r.ResponseBytes))
 }
 
+// Messages counts messages of calls of gRPC as they pass. Unlike what Request counts
+// they are told apart by no answer: a stream may last for long.
+func (h *HTTP) Messages(requests, responses int) {
+	if h.sends == nil {
+		v := slices.Delete(slices.Clone(h.values), slices.Index(labelNames, flagsName), slices.Index(labelNames, flagsName)+1)
+		h.sends, h.gets = h.set.requestMsgs.WithLabelValues(v...), h.set.responseMsgs.WithLabelValues(v...)
+	}
+	h.sends.Add(float64(requests))
+	h.gets.Add(float64(responses))
+}
+
 // answered resolves the counters of an outcome.
 func (h *HTTP) answered(o outcome) answered {
 	a, ok := h.known[o]
 	if !ok {
 		v := append(slices.Clone(h.values), strconv.Itoa(o.code), o.grpc)
-		v[slices.Index(labelNames, "response_flags")] = cmp.Or(o.flags, "-")
+		v[slices.Index(labelNames, flagsName)] = cmp.Or(o.flags, "-")
 		a = answered{
 			h.set.requests.WithLabelValues(v...), h.set.durations.WithLabelValues(v...),
 			h.set.requestSizes.WithLabelValues(v...), h.set.responseSizes.WithLabelValues(v...),

@@ -29,6 +29,10 @@ func TestTrafficMetrics(t *testing.T) {
 	h.Request(Answer{Code: 200, Flags: "-", Took: 3 * time.Millisecond, RequestBytes: 100, ResponseBytes: 7000})
 	h.Request(Answer{Code: 200, Flags: "-", Took: 3 * time.Millisecond, RequestBytes: 100, ResponseBytes: 7000})
 	h.Request(Answer{Code: 503, Flags: "UF", Took: time.Second})
+	l.Protocol = "grpc"
+	calls := s.HTTP(l)
+	calls.Messages(2, 0)
+	calls.Messages(1, 5)
 	s.Refused("inbound", "plaintext_refused")
 	s.Open("inbound").Inc()
 	s.Handshake(time.Millisecond)
@@ -46,6 +50,7 @@ func TestTrafficMetrics(t *testing.T) {
 		`cert_expiry_seconds 60`,
 		`podseal_connections_open{direction="inbound"} 1`,
 		`podseal_handshake_seconds_count 1`,
+		`istio_request_messages_total{`, `istio_response_messages_total{`,
 		"go_goroutines", "process_open_fds",
 	} {
 		if !strings.Contains(got, want) {
@@ -58,6 +63,9 @@ func TestTrafficMetrics(t *testing.T) {
 		}
 		if strings.Contains(line, `"200"`) && (strings.HasPrefix(line, "istio_request_bytes_sum") && !strings.HasSuffix(line, " 200\n") || strings.HasPrefix(line, "istio_response_bytes_sum") && !strings.HasSuffix(line, " 14000\n")) {
 			t.Errorf("sizes: %s", line)
+		}
+		if strings.HasPrefix(line, "istio_request_messages_total") && !strings.HasSuffix(line, " 3\n") || strings.HasPrefix(line, "istio_response_messages_total") && !strings.HasSuffix(line, " 5\n") {
+			t.Errorf("messages: %s", line)
 		}
 		if strings.HasPrefix(line, "istio_requests_total") && strings.Contains(line, `"200"`) && !strings.HasSuffix(line, " 2\n") {
 			t.Errorf("requests: %s", line)

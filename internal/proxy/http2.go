@@ -28,7 +28,8 @@ type http2Handler struct {
 	rand      io.Reader
 	now       func() time.Time
 	done      func(r *h2.Request, o h2.Outcome)
-	keepHeads func() bool // done wants to see what was answered; or nil
+	messages  func(requests, responses int) // of gRPC, as they pass; or nil
+	keepHeads func() bool                   // done wants to see what was answered; or nil
 
 	id      [16]byte
 	scratch []byte
@@ -375,6 +376,13 @@ func (h *http2Handler) decorate(r *h2.Request, fields []h2.Field) []h2.Field {
 		return fields
 	}
 	return append(fields, h2.Field{Name: "x-envoy-decorator-operation", Value: h.decorator})
+}
+
+// Messages implements h2.Handler (contract 7.2).
+func (h *http2Handler) Messages(requests, responses int) {
+	if h.messages != nil {
+		h.messages(requests, responses)
+	}
 }
 
 // Done implements h2.Handler.

@@ -52,7 +52,7 @@ func (in *inbound) http2Handler() *http2Handler {
 	plain, calls := in.p.metrics.HTTP(in.labels("http")), in.p.metrics.HTTP(in.labels("grpc"))
 	h := &http2Handler{
 		gate: in.gate(), peer: in.id.URI() != "", decorator: in.decorator(), rand: rand.Reader, now: time.Now,
-		keepHeads: in.p.accessLog.on,
+		keepHeads: in.p.accessLog.on, messages: calls.Messages,
 		done: func(r *h2.Request, o h2.Outcome) {
 			in.c.requests.Add(1)
 			in.logRequest2(r, &o)
