@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"podseal.io/podseal/internal/controlplane"
+	"podseal.io/podseal/internal/discovery"
 	"podseal.io/podseal/internal/explain"
 )
 
@@ -31,7 +33,8 @@ func newAuthzCommand(s streams, k *kube) *cobra.Command {
 		Use:   "check POD|WORKLOAD|service/NAME",
 		Short: "Which AuthorizationPolicies hold for a pod, in the order in which they are looked at",
 		Long: `List the AuthorizationPolicies that hold for a pod, or for the pods of a workload or service, in the order in
-which a proxy looks at them, and whether its proxy has acknowledged each as it is now.
+which a proxy looks at them, whether its proxy has acknowledged each as it is now, and when it last matched
+there and what became of that, as far as the proxy that runs now has seen. -o json has it of each rule.
 
 With -f it is answered as if the policies in the files had just been applied. Nothing is changed.`,
 		Example: `  podseal authz check shop/api-7d4b9c6f5-abcde
@@ -78,7 +81,7 @@ func (o *authzOptions) run(ctx context.Context, s streams, k *kube, name string)
 		return writeDocument(s, o.output, authzList{out.Pods, out.Objects})
 	}
 	l.noteObjects(out.Objects)
-	printPolicies(s, out.Pods)
+	printPolicies(s, out.Pods, v.Now)
 	return nil
 }
 
@@ -132,14 +135,14 @@ func (x *sum) enforced() string {
 	}
 }
 
-func printPolicies(s streams, pods []controlplane.PodPolicies) {
+func printPolicies(s streams, pods []controlplane.PodPolicies, now time.Time) {
 	all := sumUp(pods)
 	if len(all) == 0 {
 		fmt.Fprintln(s.out, "No AuthorizationPolicy holds: everybody is let in.")
 		return
 	}
 	w := tabwriter.NewWriter(s.out, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "ACTION\tAUTHORIZATIONPOLICY\tRULES\tSCOPE\tENFORCED")
+	fmt.Fprintln(w, "ACTION\tAUTHORIZATIONPOLICY\tRULES\tSCOPE\tENFORCED\tLAST_MATCHED")
 	allow := false
 	for _, x := range all {
 		p := &x.policy
@@ -151,7 +154,7 @@ func printPolicies(s streams, pods []controlplane.PodPolicies) {
 			rules = "unknown: nothing is let in"
 		}
 		allow = allow || (p.Action == "ALLOW" && !p.DryRun)
-		fmt.Fprintf(w, "%s\t%s.%s\t%s\t%s\t%s\n", action, p.Name, p.Namespace, rules, p.Scope, x.enforced())
+		fmt.Fprintf(w, "%s\t%s.%s\t%s\t%s\t%s\t%s\n", action, p.Name, p.Namespace, rules, p.Scope, x.enforced(), lastMatched(pods, discovery.KindAuthorizationPolicy, p.Key(), now))
 	}
 	_ = w.Flush() // a closed standard output
 	if !allow {

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"podseal.io/podseal/internal/controlplane"
+	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/explain"
 )
 
@@ -33,7 +35,15 @@ func explained(replica string, q *controlplane.ExplainRequest) *controlplane.Exp
 		if replica == "istiod-2" {
 			p.Enforced = controlplane.EnforcedYes
 		}
-		out.Pods = append(out.Pods, controlplane.PodPolicies{Pod: pod, Mesh: true, Authorization: []controlplane.PolicyView{p}, Peer: []controlplane.PeerAuthentication{{Namespace: "shop", Name: "strict", Scope: "namespace", Default: true, Ports: []uint16{9090}}}})
+		out.Pods = append(out.Pods, controlplane.PodPolicies{
+			Pod: pod, Mesh: true, Authorization: []controlplane.PolicyView{p}, Peer: []controlplane.PeerAuthentication{{Namespace: "shop", Name: "strict", Scope: "namespace", Default: true, Ports: []uint16{9090}}},
+			Matched: []edges.Match{
+				{MatchKey: edges.MatchKey{Kind: "AuthorizationPolicy", Object: "shop/api", Rule: 1, Outcome: "allowed"}, Last: now.Add(-5 * time.Second)},
+				{MatchKey: edges.MatchKey{Kind: "AuthorizationPolicy", Object: "shop/api", Rule: -1, Outcome: "denied"}, Last: now.Add(-3 * time.Hour)},
+				{MatchKey: edges.MatchKey{Kind: "PeerAuthentication", Object: "shop/strict", Rule: -1, Outcome: "mutual_tls"}, Last: now.Add(-time.Minute)},
+				{MatchKey: edges.MatchKey{Kind: "DestinationRule", Object: "shop/db", Rule: -1, Outcome: "followed"}, Last: now.Add(-time.Minute)},
+			},
+		})
 	}
 	return out
 }
@@ -140,24 +150,35 @@ func TestAuthzCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	var text bytes.Buffer
-	printPolicies(streams{out: &text}, out.Pods)
-	if got := strings.Join(strings.Fields(text.String()), " "); got != "ACTION AUTHORIZATIONPOLICY RULES SCOPE ENFORCED ALLOW api.shop 2 namespace yes" {
+	printPolicies(streams{out: &text}, out.Pods, now)
+	if got := strings.Join(strings.Fields(text.String()), " "); got != "ACTION AUTHORIZATIONPOLICY RULES SCOPE ENFORCED LAST_MATCHED ALLOW api.shop 2 namespace yes allowed 5s ago, denied 3h ago" {
 		t.Error(got)
 	}
 	out.Pods[1].Authorization[0].Enforced = controlplane.EnforcedRejected
 	text.Reset()
-	printPolicies(streams{out: &text}, out.Pods)
+	printPolicies(streams{out: &text}, out.Pods, now)
 	if !strings.Contains(text.String(), "at 1 of 2; rejected") {
 		t.Error(text.String())
 	}
 	text.Reset()
-	printPolicies(streams{out: &text}, nil)
+	printPolicies(streams{out: &text}, nil, now)
 	if !strings.Contains(text.String(), "everybody is let in") {
 		t.Error(text.String())
 	}
 	text.Reset()
-	printOrigin(streams{out: &text}, &out.Pods[0])
-	if !strings.Contains(text.String(), "Applied PeerAuthentication: strict.shop (namespace), sets the workload's mode and that of ports [9090]") {
+	printOrigin(streams{out: &text}, &out.Pods[0], now)
+	if !strings.Contains(text.String(), "Applied PeerAuthentication: strict.shop (namespace), sets the workload's mode and that of ports [9090]; last matched: mutual tls 60s ago") {
+		t.Error(text.String())
+	}
+	text.Reset()
+	printMatched(streams{out: &text}, out.Pods, now)
+	if got := strings.Join(strings.Fields(text.String()), " "); got != "Also followed: OBJECT LAST_MATCHED DestinationRule db.shop followed 60s ago" {
+		t.Error(got)
+	}
+	text.Reset()
+	out.Pods[0].Matched, out.Pods[1].Matched = nil, nil
+	printMatched(streams{out: &text}, out.Pods, now)
+	if printPolicies(streams{out: &text}, out.Pods, now); !strings.Contains(text.String(), "never seen") || strings.Contains(text.String(), "Also") {
 		t.Error(text.String())
 	}
 	for _, name := range []string{"api-1", "pod/shop/api-1", "api", "deploy/api", "svc/api"} {

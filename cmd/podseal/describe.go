@@ -7,10 +7,12 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"podseal.io/podseal/internal/controlplane"
+	"podseal.io/podseal/internal/discovery"
 	"podseal.io/podseal/internal/edges"
 )
 
@@ -224,13 +226,14 @@ func (d *description) printPolicies(s streams) {
 		return
 	}
 	if d.Kind == "pod" {
-		printOrigin(s, &inMesh[0])
+		printOrigin(s, &inMesh[0], d.view.Now)
 	}
 	fmt.Fprintln(s.out, "\nAuthorization:")
-	printPolicies(s, inMesh)
+	printPolicies(s, inMesh, d.view.Now)
+	printMatched(s, inMesh, d.view.Now)
 }
 
-func printOrigin(s streams, p *controlplane.PodPolicies) {
+func printOrigin(s streams, p *controlplane.PodPolicies, now time.Time) {
 	for _, a := range p.Peer {
 		sets := "sets no mode here"
 		if a.Default {
@@ -239,7 +242,8 @@ func printOrigin(s streams, p *controlplane.PodPolicies) {
 		if len(a.Ports) > 0 {
 			sets += fmt.Sprintf(" and that of ports %v", a.Ports)
 		}
-		fmt.Fprintf(s.out, "Applied PeerAuthentication: %s.%s (%s), %s\n", a.Name, a.Namespace, a.Scope, sets)
+		last := lastMatched([]controlplane.PodPolicies{*p}, discovery.KindPeerAuthentication, a.Namespace+"/"+a.Name, now)
+		fmt.Fprintf(s.out, "Applied PeerAuthentication: %s.%s (%s), %s; last matched: %s\n", a.Name, a.Namespace, a.Scope, sets, last)
 	}
 	if len(p.Peer) == 0 {
 		fmt.Fprintln(s.out, "Applied PeerAuthentication: none, so PERMISSIVE")

@@ -25,8 +25,8 @@
 //	discovery.k8s.io/endpointslices                     get list watch
 //	security.istio.io/{peerauthentications,authorizationpolicies,requestauthentications}          get list watch
 //	security.istio.io/{peerauthentications,authorizationpolicies,requestauthentications}/status   patch
-//	networking.istio.io/destinationrules                get list watch
-//	networking.istio.io/destinationrules/status         patch
+//	networking.istio.io/{destinationrules,serviceentries}          get list watch
+//	networking.istio.io/{destinationrules,serviceentries}/status   patch
 //	events, events.k8s.io/events                        create patch
 //	authentication.k8s.io/tokenreviews                  create
 //	authorization.k8s.io/subjectaccessreviews           create
@@ -252,11 +252,12 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 	look := &viewer{
 		cache: mgr.GetCache(), store: store, peers: streams.xds.Peers, reports: streams.report.Reports, replica: cfg.Replica, started: time.Now(), now: time.Now,
 	}
-	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, replica: cfg.Replica, now: time.Now}
+	asked := &explainer{store: store, cluster: pub.last.Load, each: streams.xds.Each, reports: streams.report.ReportsOf, replica: cfg.Replica, now: time.Now}
 	own := &stateReader{cluster: pub.last.Load, each: streams.xds.Each}
 	peers := newPeerClient(cfg.Replica, cfg.Namespace, mgr.GetCache(), auth, cfg.Log)
 	all := &replicas{own: look, answers: asked, peers: peers}
-	streams.answerPeers(cfg, look, asked, own)
+	matches := &matchReader{cluster: pub.last.Load, reports: streams.report.Reports}
+	streams.answerPeers(cfg, look, asked, own, matches)
 	hooks := &webhooks{
 		namespaces: mgr.GetClient(), live: mgr.GetAPIReader(), authority: auth, roots: roots, counts: counts, rootNamespace: cfg.Namespace, meshConfig: mesh.Text, advise: (&adviser{all.view}).warn,
 		params: cfg.InjectParams(native),
@@ -283,7 +284,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 		}
 	}
 	counts.registry.MustRegister(newTruthMetrics(look.view, streams.xds.Peers, time.Now))
-	enforce := &enforcement{own: own, others: &peerStateReader{peers: peers, now: time.Now}, view: all.view, now: time.Now, log: cfg.Log}
+	enforce := &enforcement{own: own, others: &peerStateReader{peers: peers, now: time.Now}, matches: matches, peers: peers, view: all.view, now: time.Now, log: cfg.Log}
 	return assembleLeader(cfg, mgr, auth, pub, roots, enforce)
 }
 

@@ -86,6 +86,9 @@ func (c *counts) observe(a *authority, s *xds.Server, r *report.Server, now func
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "podseal_reports_cut_off_total", Help: "Reports that were cut off because a proxy said what none of ours says, or too much.",
 		}, func() float64 { _, _, refused := r.Counts(); return float64(refused) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "podseal_matches_dropped_total", Help: "Times that a policy mattered which are not kept, as proxies told of too many.",
+		}, func() float64 { return float64(r.Dropped()) }),
 		gauge("podseal_bad_input", "1 while settings or a certificate authority can't be taken into force.", func() float64 {
 			if a.Problem() != nil {
 				return 1

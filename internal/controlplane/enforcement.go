@@ -30,8 +30,12 @@ const (
 // maxNamed is how many pods or callers a condition names.
 const maxNamed = 5
 
-// callersEvery is how often it is looked who STRICT refuses.
-const callersEvery = 30 * time.Second
+// callersEvery is how often it is looked who STRICT refuses, and matchesEvery when
+// policies last mattered.
+const (
+	callersEvery = 30 * time.Second
+	matchesEvery = 30 * time.Second
+)
 
 // enforcement knows, of each policy, how far the proxies are that it is for.
 type enforcement struct {
@@ -40,6 +44,11 @@ type enforcement struct {
 	view   func(ctx context.Context, namespace string, parts []string) (*View, error)
 	now    func() time.Time
 	log    *slog.Logger
+
+	matches *matchReader // nil knows of none
+	peers   *peerClient
+	read    time.Time // matches
+	matched matched
 
 	looked  time.Time // at callers
 	callers map[discovery.Key]condition
@@ -66,7 +75,35 @@ func (e *enforcement) conditions(ctx context.Context, verdicts discovery.Verdict
 	for key, c := range e.callers {
 		out[key] = append(out[key], c)
 	}
+	if e.matches != nil {
+		if e.now().Sub(e.read) >= matchesEvery {
+			e.read = e.now()
+			e.matched = e.readMatches(ctx)
+		}
+		for key := range verdicts {
+			if slices.Contains(enforceable, key.Kind) {
+				out[key] = append(out[key], matchedCondition(e.matched[key]))
+			}
+		}
+	}
 	return out
+}
+
+// readMatches is when each object last mattered, by all replicas.
+func (e *enforcement) readMatches(ctx context.Context) matched {
+	all := matched{}
+	said := [][]objectMatch{e.matches.read()}
+	for _, a := range askPeers[[]objectMatch](ctx, e.peers, peerMatches, struct{}{}) {
+		if a.answer != nil {
+			said = append(said, *a.answer)
+		}
+	}
+	for _, one := range said {
+		for i := range one {
+			all.note(one[i].Key, one[i].Outcome, one[i].Last)
+		}
+	}
+	return all
 }
 
 // state is how many proxies are how far with one policy, and which refuse it.

@@ -11,7 +11,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"podseal.io/podseal/internal/discovery"
+	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/explain"
+	"podseal.io/podseal/internal/report"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/xds"
 )
@@ -60,6 +62,8 @@ type PodPolicies struct {
 	Peer          []PeerAuthentication `json:"peer_authentication"`
 	Uncaptured    []uint16             `json:"uncaptured,omitempty"`    // ports where nothing holds
 	OnlyCaptured  []uint16             `json:"only_captured,omitempty"` // if not empty, all others are such
+	// Matched is when what policies say last mattered at the pod.
+	Matched []edges.Match `json:"matched,omitempty"`
 }
 
 // Whether a policy is enforced at a pod.
@@ -101,6 +105,7 @@ type explainer struct {
 	store   *xds.Store
 	cluster func() *discovery.Cluster // the last that was published, nil before
 	each    func(visit func(peer xds.PeerStatus, holding func(typeURL, name string) xds.Holding))
+	reports func(pods []string) []report.Report // nil: nothing is known of matches
 	replica string
 	now     func() time.Time
 }
@@ -155,7 +160,44 @@ func (e *explainer) explain(q *ExplainRequest) (*ExplainAnswer, error) {
 		out.Pods = append(out.Pods, podPolicies(pod, m, origins[pod]))
 	}
 	e.enforcement(out.Pods, len(q.Objects) > 0)
+	e.matched(out.Pods, origins)
 	return out, nil
+}
+
+// matched adds what the pods' proxies say of matches.
+func (e *explainer) matched(pods []PodPolicies, origins map[string]podOrigin) {
+	if e.reports == nil || len(pods) == 0 {
+		return
+	}
+	names := make([]string, 0, len(pods))
+	for i := range pods {
+		names = append(names, pods[i].Pod)
+	}
+	reports := e.reports(names)
+	for i := range reports {
+		pod := reports[i].Pod.Namespace + "/" + reports[i].Pod.Name
+		o := origins[pod]
+		j := slices.Index(names, pod)
+		pods[j].Matched = joinMatches(pods[j].Matched, matchesOf(&reports[i], &o.Origin))
+	}
+}
+
+// joinMatches keeps the newest of each.
+func joinMatches(a, b []edges.Match) []edges.Match {
+	last := map[edges.MatchKey]time.Time{}
+	for _, all := range [][]edges.Match{a, b} {
+		for _, m := range all {
+			if m.Last.After(last[m.MatchKey]) {
+				last[m.MatchKey] = m.Last
+			}
+		}
+	}
+	var out []edges.Match
+	for key, at := range last {
+		out = append(out, edges.Match{MatchKey: key, Last: at})
+	}
+	edges.SortMatches(out)
+	return out
 }
 
 func appendNew(to, more []explain.Answer) []explain.Answer {
@@ -292,9 +334,14 @@ func JoinExplain(all []*ExplainAnswer) *ExplainAnswer {
 		out.Replica += "," + more.Replica
 		for i := range out.Pods {
 			j := slices.IndexFunc(more.Pods, func(p PodPolicies) bool { return p.Pod == out.Pods[i].Pod })
-			if j >= 0 && slices.ContainsFunc(out.Pods[i].Authorization, func(p PolicyView) bool { return p.Enforced == EnforcedAway }) {
+			if j < 0 {
+				continue
+			}
+			known := joinMatches(out.Pods[i].Matched, more.Pods[j].Matched)
+			if slices.ContainsFunc(out.Pods[i].Authorization, func(p PolicyView) bool { return p.Enforced == EnforcedAway }) {
 				out.Pods[i] = more.Pods[j]
 			}
+			out.Pods[i].Matched = known
 		}
 	}
 	return out

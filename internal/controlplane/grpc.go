@@ -67,14 +67,15 @@ func newGRPC(cfg grpcConfig) *grpcServer {
 }
 
 // answerPeers offers other replicas what this one knows. It is called before serve.
-func (s *grpcServer) answerPeers(cfg Config, own *viewer, asked *explainer, states *stateReader) {
+func (s *grpcServer) answerPeers(cfg Config, own *viewer, asked *explainer, states *stateReader, matches *matchReader) {
 	peerv1.RegisterPeersServer(s.server, &peerServer{
 		self: cfg.Replica, namespace: cfg.Namespace, issuer: s.cfg.Authority.Issuer, domain: s.cfg.Authority.TrustDomain,
 		view: own.view, explain: asked.explain, states: func() *policyStates {
 			p, _ := states.read()
 			return p
 		},
-		asking: make(chan struct{}, maxPeerQuestions), now: time.Now, log: cfg.Log,
+		matches: matches.read,
+		asking:  make(chan struct{}, maxPeerQuestions), now: time.Now, log: cfg.Log,
 	})
 }
 

@@ -33,6 +33,7 @@ const (
 	peerView    = "view"    // viewQuestion: what it knows of proxies and edges
 	peerExplain = "explain" // ExplainRequest: how far its proxies are with what holds for pods
 	peerStates  = "states"  // nothing: how far its proxies are with every policy
+	peerMatches = "matches" // nothing: when policies last mattered at its proxies
 )
 
 // Bounds of asking others: how many, how long each may take, how much it may say,

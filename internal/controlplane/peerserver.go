@@ -33,6 +33,12 @@ type viewQuestion struct {
 	Parts     []string `json:"parts,omitempty"`
 }
 
+// The bodies of questions that say nothing more.
+type (
+	statesQuestion  struct{}
+	matchesQuestion struct{}
+)
+
 // peerServer answers other replicas from what this one knows. It holds nothing that
 // could ask on.
 type peerServer struct {
@@ -43,6 +49,7 @@ type peerServer struct {
 	view            func(ctx context.Context, namespace string, parts []string) (*View, error)
 	explain         func(q *ExplainRequest) (*ExplainAnswer, error)
 	states          func() *policyStates
+	matches         func() []objectMatch
 	asking          chan struct{}
 	now             func() time.Time
 	log             *slog.Logger
@@ -74,7 +81,7 @@ func (s *peerServer) Ask(q *peerv1.Question, stream grpc.ServerStreamingServer[p
 }
 
 func (s *peerServer) answer(ctx context.Context, q *peerv1.Question) (answer any, err error) {
-	question := map[string]any{peerView: &viewQuestion{}, peerExplain: &ExplainRequest{}, peerStates: &struct{}{}}[q.GetOf()]
+	question := map[string]any{peerView: &viewQuestion{}, peerExplain: &ExplainRequest{}, peerStates: &statesQuestion{}, peerMatches: &matchesQuestion{}}[q.GetOf()]
 	if question == nil {
 		return nil, status.Errorf(codes.Unimplemented, "%.40q is not known", q.GetOf())
 	}
@@ -86,8 +93,10 @@ func (s *peerServer) answer(ctx context.Context, q *peerv1.Question) (answer any
 		answer, err = s.view(ctx, x.Namespace, x.Parts)
 	case *ExplainRequest:
 		answer, err = s.explain(x)
-	default:
+	case *statesQuestion:
 		answer = s.states()
+	case *matchesQuestion:
+		answer = s.matches()
 	}
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())

@@ -20,11 +20,13 @@ import (
 
 // The conditions of policies. Accepted says whether the object, as it is now, is
 // valid and not passed over; Enforced whether the proxies that it is for have
-// acknowledged it; CallersReady, of one with STRICT, whether it refuses somebody.
+// acknowledged it; CallersReady, of one with STRICT, whether it refuses somebody; Matched
+// when what it says last mattered.
 const (
 	conditionAccepted     = "Accepted"
 	conditionEnforced     = "Enforced"
 	conditionCallersReady = "CallersReady"
+	conditionMatched      = "Matched"
 )
 
 // statusEvery is how often status is compared with what it should be, and
@@ -197,7 +199,7 @@ func withConditions(obj *unstructured.Unstructured, next []condition, now time.T
 		old, ok := c.(map[string]any)
 		kind, _ := old["type"].(string)
 		switch kind {
-		case conditionAccepted, conditionEnforced, conditionCallersReady:
+		case conditionAccepted, conditionEnforced, conditionCallersReady, conditionMatched:
 			before[kind] = old
 		default:
 			if ok {
@@ -207,7 +209,8 @@ func withConditions(obj *unstructured.Unstructured, next []condition, now time.T
 	}
 	changed = len(before) != len(next)
 	for _, c := range next {
-		value, same := c.over(before[c.kind], obj.GetGeneration(), now)
+		said, _ := before[c.kind]["message"].(string)
+		value, same := c.after(said).over(before[c.kind], obj.GetGeneration(), now)
 		changed = changed || !same
 		out = append(out, value)
 	}

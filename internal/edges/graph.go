@@ -167,7 +167,7 @@ func addEdge(drafts map[linkKey]*draft, r *Report, e *Edge) {
 		d = &draft{views: [2]map[shareKey]*Share{{}, {}}}
 		drafts[key] = d
 	}
-	d.own = d.own || view == 1 && ownPort(e.Key.Port)
+	d.own = d.own || view == 1 && OwnPort(e.Key.Port)
 	if e.About.Service != "" && !e.Last.Before(d.at) {
 		d.service, d.at = e.About.Service, e.Last
 	}
@@ -180,9 +180,9 @@ func addEdge(drafts map[linkKey]*draft, r *Report, e *Edge) {
 	s.add(e)
 }
 
-// ownPort reports whether a port of a pod that has a proxy is the proxy's own, which is
+// OwnPort reports whether a port of a pod that has a proxy is the proxy's own, which is
 // never captured (contract 5.26).
-func ownPort(port uint16) bool { return port == 15020 || port == 15021 || port == 15090 }
+func OwnPort(port uint16) bool { return port == 15020 || port == 15021 || port == 15090 }
 
 // Exposed reports whether something was carried, or refused, without the mesh's mutual
 // TLS that could have it: all but health and metrics of proxies.

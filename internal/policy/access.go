@@ -76,7 +76,8 @@ type Shadow struct {
 }
 
 // Access says who may reach one workload: what all policies that apply to it
-// amount to. It is immutable. A nil Access restricts nothing.
+// amount to. It is immutable, but for what it notes of matches ([Access.Matched]).
+// A nil Access restricts nothing.
 type Access struct {
 	http, tcp table
 	pending   string
@@ -88,13 +89,18 @@ type table struct {
 	custom               []customRule
 	deny, audit, allow   []rule
 	dryDeny, dryAllow    []rule
-	restricts, dryLimits bool // there is an ALLOW policy, be it without rules (contract 6.5, 6.6)
-	dry                  bool // there is a dry-run policy
+	restricts, dryLimits bool     // there is an ALLOW policy, be it without rules (contract 6.5, 6.6)
+	dry                  bool     // there is a dry-run policy
+	restricting          []string // keys of the ALLOW policies
+	unmatched            hits     // by what none of them allows
 }
 
 // rule is a Rule, compiled.
 type rule struct {
 	name     string
+	policy   string // its key
+	number   int    // in the policy
+	hits     hits
 	from, to [][]clause
 	when     []clause
 }
@@ -178,16 +184,30 @@ func (a *Access) Judge(t *Attempt) Judgement {
 	if a.pending != "" {
 		return Judgement{Rule: a.pending}
 	}
-	if t.Request != nil {
-		return a.http.judge(t)
-	}
-	return a.tcp.judge(t)
+	return a.table(t).judge(t, OutcomeDenied)
 }
 
-func (b *table) judge(t *Attempt) Judgement {
+// Still reports whether what was allowed is so still: if not, it is cut.
+func (a *Access) Still(t *Attempt) bool {
+	if a == nil || a.pending != "" {
+		return a == nil
+	}
+	return a.table(t).judge(t, OutcomeCut).Allowed
+}
+
+func (a *Access) table(t *Attempt) *table {
+	if t.Request != nil {
+		return &a.http
+	}
+	return &a.tcp
+}
+
+// judge decides; what it denies is noted as that.
+func (b *table) judge(t *Attempt, no Outcome) Judgement {
 	var j Judgement
 	if r := first(b.audit, t); r != nil {
 		j.Audited = r.name
+		r.hits.note(OutcomeAudited)
 	}
 	denied := disagreed(b.custom, t) // contract 6.4: before the others
 	if denied == nil {
@@ -200,10 +220,14 @@ func (b *table) judge(t *Attempt) Judgement {
 	switch {
 	case denied != nil:
 		j.Rule = denied.name
+		denied.hits.note(no)
 	case !b.restricts:
 		j.Allowed = true
 	case allowed != nil:
 		j.Allowed, j.Rule = true, allowed.name
+		allowed.hits.note(OutcomeAllowed)
+	default:
+		b.unmatched.note(no)
 	}
 	if b.dry {
 		j.DryRun = Shadow{Judged: true, Allowed: j.Allowed, Rule: j.Rule}
@@ -219,6 +243,7 @@ func (b *table) judge(t *Attempt) Judgement {
 func (b *table) shadow(t *Attempt, passed bool, s *Shadow) {
 	if r := first(b.dryDeny, t); r != nil {
 		s.Allowed, s.Rule = false, r.name
+		r.hits.note(OutcomeDryRun)
 		return
 	}
 	if !b.dryLimits || passed {
@@ -227,6 +252,7 @@ func (b *table) shadow(t *Attempt, passed bool, s *Shadow) {
 	s.Allowed, s.Rule = false, ""
 	if r := first(b.dryAllow, t); r != nil {
 		s.Allowed, s.Rule = true, r.name
+		r.hits.note(OutcomeDryRun)
 	}
 }
 

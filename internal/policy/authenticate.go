@@ -17,7 +17,7 @@ import (
 
 // Authentication says whose tokens the requests to one workload may have: what
 // all RequestAuthentications that apply to it amount to. It is immutable but for
-// what it remembers of tokens that it has verified. A nil Authentication looks for
+// what it remembers of tokens that it has verified, and of matches. A nil Authentication looks for
 // no token.
 type Authentication struct {
 	rules   []tokenRule
@@ -31,6 +31,9 @@ type tokenRule struct {
 	keys     *jwt.Keys // nil if they could not be fetched
 	spaced   [][]string
 	verified *tokenCache
+	object   string // its key
+	number   int    // in the object
+	hits     hits
 }
 
 // Authenticated is what is known of a request by its token.
@@ -100,7 +103,11 @@ func (a *Authentication) Authenticate(r *Request, now time.Time) Authenticated {
 		}
 		token, err := rule.accept(raws, now)
 		if err == nil {
+			rule.hits.note(OutcomeAllowed)
 			return rule.accepted(r, token)
+		}
+		if !errors.Is(err, jwt.ErrIssuer) { // the token of another rule is not this one's to refuse
+			rule.hits.note(OutcomeDenied)
 		}
 		if failure == nil || errors.Is(failure, jwt.ErrIssuer) { // that it is another's says less
 			failure = err

@@ -114,6 +114,41 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
+// Whose tokens were taken or refused is noted, by rule, until it is taken.
+func TestAuthenticateMatched(t *testing.T) { // contract 1.38
+	a, b := meshtest.NewIssuer(t, issuerA, "a", "ES256"), meshtest.NewIssuer(t, issuerB, "b", "EdDSA")
+	auth, err := policy.NewAuthentication([]*policy.RequestAuthentication{
+		{Namespace: "shop", Name: "a", Rules: []policy.TokenRule{{Issuer: issuerA, Keys: meshtest.KeySet(t, a)}}},
+		{Namespace: "shop", Name: "b", Rules: []policy.TokenRule{{Issuer: issuerB, Keys: meshtest.KeySet(t, b)}}},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		token, want string
+	}{
+		{"", ""},
+		{b.Token(nil), "shop/b[0] allowed"},
+		{a.Token(map[string]any{"exp": noon.Add(-time.Hour).Unix()}), "shop/a[0] denied"},
+		{a.Token(nil), "shop/a[0] allowed"},
+	} {
+		h := headers{}
+		if tc.token != "" {
+			h = bearer(tc.token)
+		}
+		auth.Authenticate(request("/", h), noon)
+		var got []string
+		auth.Matched(func(key string, rule int, o policy.Outcome) {
+			got = append(got, fmt.Sprintf("%s[%d] %s", key, rule, o))
+		})
+		if strings.Join(got, ", ") != tc.want {
+			t.Errorf("%v, want %s", got, tc.want)
+		}
+	}
+	var none *policy.Authentication
+	none.Matched(func(string, int, policy.Outcome) { t.Error("nobody looks for tokens") })
+}
+
 // TestAuthenticateChanges is what the application gets besides (contract 1.38).
 func TestAuthenticateChanges(t *testing.T) {
 	a := meshtest.NewIssuer(t, issuerA, "a", "ES256")

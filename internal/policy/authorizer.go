@@ -56,6 +56,7 @@ func (a *Access) Consult(t *Attempt) []Consultation {
 	for i := range custom {
 		c := &custom[i]
 		if !agreed(t, c.authorizer) && !asks(out, c.authorizer) && c.rule.matches(t) {
+			c.rule.hits.note(OutcomeAsked)
 			out = append(out, Consultation{c.authorizer, c.rule.name})
 		}
 	}

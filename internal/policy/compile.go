@@ -49,7 +49,7 @@ func (c *compiler) add(b *table, tcp bool) {
 	case p.Effect == Allow && dry:
 		b.dryLimits, into = true, &b.dryAllow
 	case p.Effect == Allow:
-		b.restricts, into = true, &b.allow
+		b.restricts, into, b.restricting = true, &b.allow, append(b.restricting, p.Key())
 	case p.Effect == Deny && dry:
 		into = &b.dryDeny
 	case p.Effect == Audit:
@@ -62,7 +62,7 @@ func (c *compiler) add(b *table, tcp bool) {
 		if r.Never || (tcp && p.Effect == Allow && r.NeedsHTTP()) { // contract 6.16, 6.33
 			continue
 		}
-		compiled := rule{name: p.ruleName(i), from: c.alternatives(r.From, tcp), to: c.alternatives(r.To, tcp), when: c.all(r.When, tcp)}
+		compiled := rule{name: p.ruleName(i), policy: p.Key(), number: i, from: c.alternatives(r.From, tcp), to: c.alternatives(r.To, tcp), when: c.all(r.When, tcp)}
 		if p.Effect == Custom {
 			b.custom = append(b.custom, customRule{compiled, p.Authorizer})
 			continue

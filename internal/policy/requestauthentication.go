@@ -110,6 +110,7 @@ func NewAuthentication(all []*RequestAuthentication, missing []string) (*Authent
 				faults = append(faults, fmt.Errorf("request authentication %s: rule %d: %w", r.Key(), i, err))
 				continue
 			}
+			c.object, c.number = r.Key(), i
 			a.rules = append(a.rules, c)
 			a.own(&r.Rules[i])
 		}

@@ -38,7 +38,7 @@ func (in *inbound) admitted(ctx context.Context) bool {
 	attempt.Agreed = agreed
 	var last atomic.Pointer[policy.Access]
 	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
-		if last.Swap(w.Access) != w.Access && w.Access.Pending() == "" && !w.Access.Judge(&attempt).Allowed {
+		if last.Swap(w.Access) != w.Access && w.Access.Pending() == "" && !w.Access.Still(&attempt) {
 			return policy.PolicyChanged
 		}
 		return policy.None

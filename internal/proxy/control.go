@@ -75,9 +75,10 @@ func (p *proxy) runControl(ctx context.Context) {
 		})
 	})
 	reporting := report.NewClient(report.ClientConfig{
-		Conn: conn, Table: p.edges, Token: token, Sweep: p.sweep, Proxy: p.report, Rand: p.chance, Log: p.log,
+		Conn: conn, Table: p.edges, Token: token, Sweep: p.sweep, Proxy: p.report, Matches: p.matches.all, Rand: p.chance, Log: p.log,
 	})
 	all.Go(func() { _ = reporting.Run(ctx) }) // likewise
+	all.Go(func() { p.matches.run(ctx, p.worlds.world) })
 	all.Wait()
 }
 

@@ -17,7 +17,7 @@ import (
 func TestFollowRecords(t *testing.T) {
 	p := newPair(t, policy.TCP, meshtest.Echo)
 	s := httptest.NewUnstartedServer(p.clientSide.adminHandler())
-	s.Config.ReadTimeout, s.Config.WriteTimeout = 50*time.Millisecond, 50*time.Millisecond
+	s.Config.ReadTimeout, s.Config.WriteTimeout = 300*time.Millisecond, 300*time.Millisecond // a busy machine answers within it
 	s.Start()
 	defer s.Close()
 	res, err := http.Get(s.URL + "/records?follow")
@@ -26,7 +26,7 @@ func TestFollowRecords(t *testing.T) {
 	}
 	lines := json.NewDecoder(res.Body)
 	for range 3 {
-		<-time.After(60 * time.Millisecond) // beyond the server's limits
+		<-time.After(310 * time.Millisecond) // beyond the server's limits
 		c := p.dial()
 		if _, err := io.WriteString(c, "hello"); err != nil {
 			t.Fatal(err)

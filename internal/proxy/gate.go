@@ -238,7 +238,7 @@ func (g *gate) still(access *policy.Access, q *gatedRequest) bool {
 	}
 	attempt := g.Attempt
 	attempt.Request, attempt.Agreed = &q.Request, q.agreed
-	return access.Judge(&attempt).Allowed
+	return access.Still(&attempt)
 }
 
 // headerOnly reports whether a field of the request may stand in its header only: an

@@ -264,6 +264,7 @@ func (p *proxy) find(ctx context.Context, c *conn, q *question) (routing, error)
 func (p *proxy) route(c *conn, q question) routing {
 	to := route(p.worlds.world(), q)
 	p.noteRoute(c, to)
+	p.matches.follow(&to)
 	return to
 }
 

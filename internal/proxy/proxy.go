@@ -162,6 +162,7 @@ type proxy struct {
 	records     ring
 	accessLog   accessLog
 	edges       *edges.Table
+	matches     *matches
 	told        atomic.Pointer[told]
 	started     time.Time
 	probers     probers
@@ -197,7 +198,7 @@ func newProxy(cfg Config) (*proxy, error) {
 	p := &proxy{
 		cfg: cfg, log: cfg.Log, conns: newConns(cfg.MaxConnections), balance: newBalancer(cfg.Random, time.Now),
 		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
-		edges: edges.NewTable(edges.MaxEdges), started: time.Now(), unsaid: unsaid{most: maxUnsaid},
+		edges: edges.NewTable(edges.MaxEdges), matches: newMatches(), started: time.Now(), unsaid: unsaid{most: maxUnsaid},
 	}
 	p.accessLog.out, p.accessLog.hostname = cfg.AccessLog, cfg.Pod
 	var err error

@@ -33,6 +33,13 @@ const (
 	lastWords   = time.Second
 )
 
+// How often matches are asked for, and by how much one must be later to be told
+// again: what matches all the time is told a few times a minute.
+const (
+	matchEvery = 5 * time.Second
+	matchAgain = 10 * time.Second
+)
+
 // ClientConfig is what a [Client] needs.
 type ClientConfig struct {
 	Conn  grpc.ClientConnInterface
@@ -44,8 +51,11 @@ type ClientConfig struct {
 	Sweep func()
 	// Proxy says how the proxy is.
 	Proxy func() *reportv1.Proxy
-	Rand  func() float64 // from 0 to below 1, for jitter
-	Log   *slog.Logger
+	// Matches are when what policies say last mattered; nil without any. It is asked
+	// once in matchEvery.
+	Matches func() []edges.Match
+	Rand    func() float64 // from 0 to below 1, for jitter
+	Log     *slog.Logger
 }
 
 // Client reports a table to the control plane.
@@ -137,12 +147,12 @@ func (c *Client) stream(ctx context.Context) error {
 func (c *Client) report(ctx context.Context, g clientStream, d *reportv1.Directive, directives <-chan *reportv1.Directive, failed <-chan error) error {
 	cursor := c.cfg.Table.Follow()
 	defer c.cfg.Table.Unfollow(cursor)
-	known, said := map[uint32]bool{}, (*reportv1.Proxy)(nil)
+	t := &telling{known: map[uint32]bool{}, matches: map[edges.MatchKey]time.Time{}}
 	ticker := time.NewTicker(interval(d))
 	defer ticker.Stop()
 	for {
 		c.cfg.Sweep()
-		if err := c.send(g, cursor, known, &said); err != nil {
+		if err := c.send(g, cursor, t); err != nil {
 			if errors.Is(err, io.EOF) { // the receiver knows why
 				err = <-failed
 			}
@@ -156,7 +166,7 @@ func (c *Client) report(ctx context.Context, g clientStream, d *reportv1.Directi
 			return err
 		case <-ctx.Done():
 			c.cfg.Sweep()
-			if c.send(g, cursor, known, &said) == nil && g.CloseSend() == nil {
+			if c.send(g, cursor, t) == nil && g.CloseSend() == nil {
 				<-failed //nolint:errcheck // whatever it says: the server has taken it, or the time is over
 			}
 			return context.Cause(ctx)
@@ -166,11 +176,43 @@ func (c *Client) report(ctx context.Context, g clientStream, d *reportv1.Directi
 
 var errMissed = errors.New("the reader of the table was too slow")
 
+// telling is what the other end has been told on one stream.
+type telling struct {
+	known   map[uint32]bool // edges
+	said    *reportv1.Proxy
+	matches map[edges.MatchKey]time.Time
+	asked   time.Time // for matches
+}
+
+// news are the matches that are to be told now.
+func (t *telling) news(all func() []edges.Match, now time.Time) []edges.Match {
+	if all == nil || now.Sub(t.asked) < matchEvery {
+		return nil
+	}
+	t.asked = now
+	var out []edges.Match
+	there := all()
+	for _, m := range there {
+		if last, told := t.matches[m.MatchKey]; !told || m.Last.Sub(last) >= matchAgain {
+			t.matches[m.MatchKey] = m.Last
+			out = append(out, m)
+		}
+	}
+	if len(t.matches) > 2*edges.MaxMatches { // most of them are no more
+		clear(t.matches)
+		for _, m := range there {
+			t.matches[m.MatchKey] = m.Last
+		}
+	}
+	return out
+}
+
 // send sends what has changed, in as many updates as it takes; nothing if nothing
 // has.
-func (c *Client) send(g clientStream, cursor *edges.Cursor, known map[uint32]bool, said **reportv1.Proxy) error {
+func (c *Client) send(g clientStream, cursor *edges.Cursor, t *telling) error {
 	now := c.cfg.Proxy()
-	first := !same(now, *said)
+	matches := t.news(c.cfg.Matches, time.Now())
+	first := !same(now, t.said) || len(matches) > 0
 	for {
 		delta, ok := c.cfg.Table.Delta(cursor, edges.MaxDelta)
 		if !ok {
@@ -179,9 +221,10 @@ func (c *Client) send(g clientStream, cursor *edges.Cursor, known map[uint32]boo
 		if !first && delta.Empty() {
 			return nil // most of the time: no need to look closer
 		}
-		u := edges.ToProto(delta, known)
+		u := edges.ToProto(delta, t.known)
 		if first {
-			u.Proxy, *said, first = now, now, false
+			u.Proxy, t.said, first = now, now, false
+			u.Matches, matches = edges.MatchesToProto(matches), nil
 		}
 		if err := g.Send(u); err != nil {
 			return err

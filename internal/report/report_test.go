@@ -149,6 +149,86 @@ func TestRestart(t *testing.T) {
 	eventually(t, "the proxy is known to be gone", func() bool { return !second.Reports()[0].Gone.IsZero() })
 }
 
+// What has matched is told when a stream begins and then again when it is some
+// seconds later; what there is no room for is counted.
+func TestMatches(t *testing.T) {
+	match := func(i int, at time.Time) edges.Match {
+		return edges.Match{MatchKey: edges.MatchKey{Kind: "AuthorizationPolicy", Object: fmt.Sprint("shop/", i), Outcome: "allowed"}, Last: at}
+	}
+	said := []edges.Match{match(1, noon), match(2, noon)}
+	asked := 0
+	all := func() []edges.Match { asked++; return said }
+	tell := &telling{matches: map[edges.MatchKey]time.Time{}}
+	now := noon
+	news := func(later time.Duration) int { now = now.Add(later); return len(tell.news(all, now)) }
+	if n := news(0); n != 2 {
+		t.Errorf("%d are told at the beginning", n)
+	}
+	said[0].Last = noon.Add(matchAgain)
+	if n := news(time.Second); n != 0 || asked != 1 {
+		t.Errorf("%d are told, asked %d times", n, asked)
+	}
+	if n := news(matchEvery); n != 1 {
+		t.Errorf("%d are told, want the one that is later", n)
+	}
+	said[1].Last = noon.Add(matchAgain - time.Second)
+	if n := news(matchEvery); n != 0 {
+		t.Errorf("%d are told that are hardly later", n)
+	}
+	for i := range 2*edges.MaxMatches + 1 { // policies come and go
+		said = []edges.Match{match(i+10, noon)}
+		news(matchEvery)
+	}
+	if len(tell.matches) > 2*edges.MaxMatches {
+		t.Errorf("%d are remembered", len(tell.matches))
+	}
+	if (&telling{}).news(nil, noon) != nil {
+		t.Error("a proxy without matches tells some")
+	}
+
+	s := NewServer(ServerConfig{Log: slog.New(slog.DiscardHandler)})
+	src := &source{mirror: edges.NewMirror(), matches: map[edges.MatchKey]time.Time{}}
+	for i := range edges.MaxMatches + 10 {
+		s.match(src, []edges.Match{match(i, noon.Add(time.Duration(i)*time.Second))})
+	}
+	if _, there := src.matches[match(9, noon).MatchKey]; there || len(src.matches) != edges.MaxMatches || s.matches != edges.MaxMatches {
+		t.Errorf("%d kept, %d counted", len(src.matches), s.matches)
+	}
+	s.matches = maxMatches
+	s.match(&source{matches: map[edges.MatchKey]time.Time{}}, []edges.Match{match(1, noon)})
+	if s.Dropped() != 1 {
+		t.Errorf("%d dropped", s.Dropped())
+	}
+}
+
+// Matches come with the report of the pod, and go with it.
+func TestMatchesArrive(t *testing.T) {
+	e := &endpoint{t: t}
+	s, stop := e.start()
+	defer stop()
+	c := NewClient(ClientConfig{
+		Conn: e.conn(), Table: edges.NewTable(10), Token: func() (string, error) { return "shop/web-1", nil }, Sweep: func() {},
+		Proxy: func() *reportv1.Proxy { return &reportv1.Proxy{Version: "v1"} }, Rand: func() float64 { return 0 }, Log: slog.New(slog.DiscardHandler),
+		Matches: func() []edges.Match {
+			return []edges.Match{{MatchKey: edges.MatchKey{Kind: "AuthorizationPolicy", Object: "shop/x", Rule: 1, Outcome: "denied"}, Last: noon}}
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = c.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	eventually(t, "the match", func() bool {
+		all := s.ReportsOf([]string{"shop/web-1", "shop/other"})
+		return len(all) == 1 && len(all[0].Matches) == 1 && all[0].Matches[0].Rule == 1
+	})
+	s.mu.Lock()
+	n := s.matches
+	s.mu.Unlock()
+	if n != 1 || len(s.ReportsOf([]string{"shop/other"})) != 0 {
+		t.Errorf("%d are counted", n)
+	}
+}
+
 // The newest stream of a pod is its report; whose it is says the credential.
 func TestOnePodOneReport(t *testing.T) {
 	e := &endpoint{t: t}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -20,9 +21,10 @@ import (
 
 // Bounds of what is kept: of all pods together, and of pods that are gone.
 const (
-	maxEdges = 1 << 18
-	maxGone  = 1024
-	keepGone = time.Hour
+	maxEdges   = 1 << 18
+	maxMatches = 1 << 18
+	maxGone    = 1024
+	keepGone   = time.Hour
 )
 
 // Bounds of what one stream may send: so many updates at once, then one per
@@ -62,7 +64,9 @@ type Server struct {
 	live    map[Pod]*stream // the newest stream of each pod
 	kept    map[Pod]*source // complete reports, of pods that are connected or were
 	edges   int             // of all sources and streams
+	matches int             // likewise
 	refused uint64          // streams that were cut off because of a bound
+	dropped uint64          // matches that there was no room for
 }
 
 // stream is one open stream.
@@ -74,6 +78,7 @@ type stream struct {
 // source is what one pod said. The server's mu guards it.
 type source struct {
 	mirror    *edges.Mirror
+	matches   map[edges.MatchKey]time.Time
 	proxy     *reportv1.Proxy
 	connected time.Time
 	gone      time.Time // zero while connected
@@ -88,6 +93,7 @@ type Report struct {
 	Gone      time.Time // zero while connected
 	Updated   time.Time
 	Edges     []edges.Edge
+	Matches   []edges.Match
 }
 
 // NewServer returns a server; [Server.Register] puts it on a gRPC server.
@@ -120,18 +126,44 @@ func (s *Server) Reports() []Report {
 	s.forget(time.Now())
 	out := make([]Report, 0, len(s.kept))
 	for pod, src := range s.kept {
-		r := Report{Pod: pod, Proxy: src.proxy, Connected: src.connected, Gone: src.gone, Updated: src.updated, Edges: src.mirror.All()}
-		for i := range r.Edges {
-			if !r.Gone.IsZero() {
-				r.Edges[i].Open = 0
-			}
-		}
-		out = append(out, r)
+		out = append(out, reportOf(pod, src))
 	}
-	slices.SortFunc(out, func(a, b Report) int {
+	sortReports(out)
+	return out
+}
+
+// ReportsOf is of some pods, "<namespace>/<name>".
+func (s *Server) ReportsOf(pods []string) []Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(time.Now())
+	var out []Report
+	for pod, src := range s.kept {
+		if slices.Contains(pods, pod.Namespace+"/"+pod.Name) {
+			out = append(out, reportOf(pod, src))
+		}
+	}
+	sortReports(out)
+	return out
+}
+
+func reportOf(pod Pod, src *source) Report {
+	r := Report{Pod: pod, Proxy: src.proxy, Connected: src.connected, Gone: src.gone, Updated: src.updated, Edges: src.mirror.All()}
+	for key, at := range src.matches {
+		r.Matches = append(r.Matches, edges.Match{MatchKey: key, Last: at})
+	}
+	for i := range r.Edges {
+		if !r.Gone.IsZero() {
+			r.Edges[i].Open = 0
+		}
+	}
+	return r
+}
+
+func sortReports(all []Report) {
+	slices.SortFunc(all, func(a, b Report) int {
 		return cmp.Or(cmp.Compare(a.Pod.Namespace, b.Pod.Namespace), cmp.Compare(a.Pod.Name, b.Pod.Name), cmp.Compare(a.Pod.Identity, b.Pod.Identity))
 	})
-	return out
 }
 
 // Counts is how much is kept, for metrics.
@@ -139,6 +171,13 @@ func (s *Server) Counts() (streams, kept, refused uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return uint64(len(s.live)), uint64(s.edges), s.refused
+}
+
+// Dropped is how many matches there was no room for.
+func (s *Server) Dropped() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dropped
 }
 
 var (
@@ -212,7 +251,7 @@ func (s *Server) begin(pod Pod, receiver func()) (*stream, time.Duration, bool) 
 		close(old.ended)
 	}
 	now := time.Now()
-	st := &stream{ended: make(chan struct{}), src: &source{mirror: edges.NewMirror(), proxy: &reportv1.Proxy{}, connected: now, updated: now}}
+	st := &stream{ended: make(chan struct{}), src: &source{mirror: edges.NewMirror(), matches: map[edges.MatchKey]time.Time{}, proxy: &reportv1.Proxy{}, connected: now, updated: now}}
 	s.live[pod] = st
 	s.running.Add(1)
 	// The receiver ends when the stream does, which is after the handler has
@@ -231,8 +270,14 @@ func (s *Server) end(pod Pod, st *stream) {
 	if s.kept[pod] == st.src {
 		st.src.gone = time.Now()
 	} else {
-		s.edges -= st.src.mirror.Len()
+		s.release(st.src)
 	}
+}
+
+// release gives back what a source took of the bounds. Callers hold mu.
+func (s *Server) release(src *source) {
+	s.edges -= src.mirror.Len()
+	s.matches -= len(src.matches)
 }
 
 // take puts an update in force.
@@ -241,6 +286,11 @@ func (s *Server) take(pod Pod, st *stream, u *reportv1.Update) error {
 	defer s.mu.Unlock()
 	src := st.src
 	delta, err := edges.ParseUpdate(u, src.mirror.Key)
+	var matches []edges.Match
+	now := time.Now()
+	if err == nil {
+		matches, err = edges.ParseMatches(u.GetMatches(), now)
+	}
 	if err == nil {
 		err = checkProxy(u.GetProxy())
 	}
@@ -254,7 +304,7 @@ func (s *Server) take(pod Pod, st *stream, u *reportv1.Update) error {
 	before := src.mirror.Len()
 	err = src.mirror.Apply(delta)
 	s.edges += src.mirror.Len() - before
-	now := time.Now()
+	s.match(src, matches)
 	if err == nil && s.edges > maxEdges {
 		s.makeRoom(now)
 		if s.edges > maxEdges {
@@ -271,11 +321,31 @@ func (s *Server) take(pod Pod, st *stream, u *reportv1.Update) error {
 	src.updated = now
 	if src.mirror.Complete && s.kept[pod] != src {
 		if old := s.kept[pod]; old != nil {
-			s.edges -= old.mirror.Len()
+			s.release(old)
 		}
 		s.kept[pod] = src
 	}
 	return nil
+}
+
+// match keeps the newest of each. A proxy keeps no more than it may tell of: beyond
+// that it is the oldest that it tells of no more. Callers hold mu.
+func (s *Server) match(src *source, all []edges.Match) {
+	before := len(src.matches)
+	for _, m := range all {
+		if _, there := src.matches[m.MatchKey]; !there && s.matches+len(src.matches)-before >= maxMatches {
+			s.dropped++
+			continue
+		}
+		src.matches[m.MatchKey] = m.Last
+	}
+	if len(src.matches) > edges.MaxMatches {
+		keys := slices.SortedFunc(maps.Keys(src.matches), func(a, b edges.MatchKey) int { return src.matches[a].Compare(src.matches[b]) })
+		for _, key := range keys[:len(keys)-edges.MaxMatches] {
+			delete(src.matches, key)
+		}
+	}
+	s.matches += len(src.matches) - before
 }
 
 // checkProxy reports what a proxy of ours never says of itself.
@@ -321,7 +391,7 @@ func (s *Server) makeRoom(now time.Time) {
 }
 
 func (s *Server) drop(pod Pod) {
-	s.edges -= s.kept[pod].mirror.Len()
+	s.release(s.kept[pod])
 	delete(s.kept, pod)
 }
 

@@ -137,7 +137,10 @@ type Update struct {
 	// Edges that are no more: their counts are in the rest now.
 	Forgotten []uint32 `protobuf:"varint,3,rep,packed,name=forgotten,proto3" json:"forgotten,omitempty"`
 	// Everything that the proxy knew when the stream began has been sent.
-	Complete      bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
+	Complete bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
+	// When what policies say last mattered: those that are new or some seconds
+	// later than was said, all of them when the stream begins.
+	Matches       []*Match `protobuf:"bytes,5,rep,name=matches,proto3" json:"matches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +203,90 @@ func (x *Update) GetComplete() bool {
 	return false
 }
 
+func (x *Update) GetMatches() []*Match {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+// Match is when something of an object last matched, and what became of it.
+type Match struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`       // of the object, such as "AuthorizationPolicy"
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`   // "<namespace>/<name>"
+	Rule          int32                  `protobuf:"varint,3,opt,name=rule,proto3" json:"rule,omitempty"`      // its number in the object; -1 is none of them, or the object as a whole
+	Outcome       string                 `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"` // "allowed", "denied", "cut", "audited", "asked", "dry_run", "followed"
+	Last          int64                  `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`      // Unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Match) Reset() {
+	*x = Match{}
+	mi := &file_api_report_v1_report_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Match) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Match) ProtoMessage() {}
+
+func (x *Match) ProtoReflect() protoreflect.Message {
+	mi := &file_api_report_v1_report_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Match.ProtoReflect.Descriptor instead.
+func (*Match) Descriptor() ([]byte, []int) {
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Match) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Match) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Match) GetRule() int32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *Match) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Match) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 // Directive is what the control plane asks of a proxy.
 type Directive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -211,7 +298,7 @@ type Directive struct {
 
 func (x *Directive) Reset() {
 	*x = Directive{}
-	mi := &file_api_report_v1_report_proto_msgTypes[1]
+	mi := &file_api_report_v1_report_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -223,7 +310,7 @@ func (x *Directive) String() string {
 func (*Directive) ProtoMessage() {}
 
 func (x *Directive) ProtoReflect() protoreflect.Message {
-	mi := &file_api_report_v1_report_proto_msgTypes[1]
+	mi := &file_api_report_v1_report_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -236,7 +323,7 @@ func (x *Directive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Directive.ProtoReflect.Descriptor instead.
 func (*Directive) Descriptor() ([]byte, []int) {
-	return file_api_report_v1_report_proto_rawDescGZIP(), []int{1}
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Directive) GetIntervalMilliseconds() uint32 {
@@ -269,7 +356,7 @@ type Proxy struct {
 
 func (x *Proxy) Reset() {
 	*x = Proxy{}
-	mi := &file_api_report_v1_report_proto_msgTypes[2]
+	mi := &file_api_report_v1_report_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +368,7 @@ func (x *Proxy) String() string {
 func (*Proxy) ProtoMessage() {}
 
 func (x *Proxy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_report_v1_report_proto_msgTypes[2]
+	mi := &file_api_report_v1_report_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +381,7 @@ func (x *Proxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
 func (*Proxy) Descriptor() ([]byte, []int) {
-	return file_api_report_v1_report_proto_rawDescGZIP(), []int{2}
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Proxy) GetVersion() string {
@@ -398,7 +485,7 @@ type Edge struct {
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_api_report_v1_report_proto_msgTypes[3]
+	mi := &file_api_report_v1_report_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +497,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_api_report_v1_report_proto_msgTypes[3]
+	mi := &file_api_report_v1_report_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +510,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_api_report_v1_report_proto_rawDescGZIP(), []int{3}
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Edge) GetId() uint32 {
@@ -534,7 +621,7 @@ type Facts struct {
 
 func (x *Facts) Reset() {
 	*x = Facts{}
-	mi := &file_api_report_v1_report_proto_msgTypes[4]
+	mi := &file_api_report_v1_report_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +633,7 @@ func (x *Facts) String() string {
 func (*Facts) ProtoMessage() {}
 
 func (x *Facts) ProtoReflect() protoreflect.Message {
-	mi := &file_api_report_v1_report_proto_msgTypes[4]
+	mi := &file_api_report_v1_report_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +646,7 @@ func (x *Facts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Facts.ProtoReflect.Descriptor instead.
 func (*Facts) Descriptor() ([]byte, []int) {
-	return file_api_report_v1_report_proto_rawDescGZIP(), []int{4}
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Facts) GetDirection() Direction {
@@ -653,7 +740,7 @@ type Last struct {
 
 func (x *Last) Reset() {
 	*x = Last{}
-	mi := &file_api_report_v1_report_proto_msgTypes[5]
+	mi := &file_api_report_v1_report_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +752,7 @@ func (x *Last) String() string {
 func (*Last) ProtoMessage() {}
 
 func (x *Last) ProtoReflect() protoreflect.Message {
-	mi := &file_api_report_v1_report_proto_msgTypes[5]
+	mi := &file_api_report_v1_report_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +765,7 @@ func (x *Last) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Last.ProtoReflect.Descriptor instead.
 func (*Last) Descriptor() ([]byte, []int) {
-	return file_api_report_v1_report_proto_rawDescGZIP(), []int{5}
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Last) GetPod() string {
@@ -733,7 +820,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_api_report_v1_report_proto_msgTypes[6]
+	mi := &file_api_report_v1_report_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +832,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_api_report_v1_report_proto_msgTypes[6]
+	mi := &file_api_report_v1_report_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +845,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_api_report_v1_report_proto_rawDescGZIP(), []int{6}
+	return file_api_report_v1_report_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Refusal) GetReason() string {
@@ -779,12 +866,19 @@ var File_api_report_v1_report_proto protoreflect.FileDescriptor
 
 const file_api_report_v1_report_proto_rawDesc = "" +
 	"\n" +
-	"\x1aapi/report/v1/report.proto\x12\x11podseal.report.v1\"\xa1\x01\n" +
+	"\x1aapi/report/v1/report.proto\x12\x11podseal.report.v1\"\xd5\x01\n" +
 	"\x06Update\x12.\n" +
 	"\x05proxy\x18\x01 \x01(\v2\x18.podseal.report.v1.ProxyR\x05proxy\x12-\n" +
 	"\x05edges\x18\x02 \x03(\v2\x17.podseal.report.v1.EdgeR\x05edges\x12\x1c\n" +
 	"\tforgotten\x18\x03 \x03(\rR\tforgotten\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"@\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x122\n" +
+	"\amatches\x18\x05 \x03(\v2\x18.podseal.report.v1.MatchR\amatches\"u\n" +
+	"\x05Match\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x12\n" +
+	"\x04rule\x18\x03 \x01(\x05R\x04rule\x12\x18\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04last\x18\x05 \x01(\x03R\x04last\"@\n" +
 	"\tDirective\x123\n" +
 	"\x15interval_milliseconds\x18\x01 \x01(\rR\x14intervalMilliseconds\"\xd4\x02\n" +
 	"\x05Proxy\x12\x18\n" +
@@ -869,33 +963,35 @@ func file_api_report_v1_report_proto_rawDescGZIP() []byte {
 }
 
 var file_api_report_v1_report_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_report_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_api_report_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_api_report_v1_report_proto_goTypes = []any{
 	(Direction)(0),    // 0: podseal.report.v1.Direction
 	(Security)(0),     // 1: podseal.report.v1.Security
 	(*Update)(nil),    // 2: podseal.report.v1.Update
-	(*Directive)(nil), // 3: podseal.report.v1.Directive
-	(*Proxy)(nil),     // 4: podseal.report.v1.Proxy
-	(*Edge)(nil),      // 5: podseal.report.v1.Edge
-	(*Facts)(nil),     // 6: podseal.report.v1.Facts
-	(*Last)(nil),      // 7: podseal.report.v1.Last
-	(*Refusal)(nil),   // 8: podseal.report.v1.Refusal
+	(*Match)(nil),     // 3: podseal.report.v1.Match
+	(*Directive)(nil), // 4: podseal.report.v1.Directive
+	(*Proxy)(nil),     // 5: podseal.report.v1.Proxy
+	(*Edge)(nil),      // 6: podseal.report.v1.Edge
+	(*Facts)(nil),     // 7: podseal.report.v1.Facts
+	(*Last)(nil),      // 8: podseal.report.v1.Last
+	(*Refusal)(nil),   // 9: podseal.report.v1.Refusal
 }
 var file_api_report_v1_report_proto_depIdxs = []int32{
-	4, // 0: podseal.report.v1.Update.proxy:type_name -> podseal.report.v1.Proxy
-	5, // 1: podseal.report.v1.Update.edges:type_name -> podseal.report.v1.Edge
-	6, // 2: podseal.report.v1.Edge.facts:type_name -> podseal.report.v1.Facts
-	8, // 3: podseal.report.v1.Edge.refusals:type_name -> podseal.report.v1.Refusal
-	7, // 4: podseal.report.v1.Edge.last:type_name -> podseal.report.v1.Last
-	0, // 5: podseal.report.v1.Facts.direction:type_name -> podseal.report.v1.Direction
-	1, // 6: podseal.report.v1.Facts.security:type_name -> podseal.report.v1.Security
-	2, // 7: podseal.report.v1.Reporting.Report:input_type -> podseal.report.v1.Update
-	3, // 8: podseal.report.v1.Reporting.Report:output_type -> podseal.report.v1.Directive
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	5, // 0: podseal.report.v1.Update.proxy:type_name -> podseal.report.v1.Proxy
+	6, // 1: podseal.report.v1.Update.edges:type_name -> podseal.report.v1.Edge
+	3, // 2: podseal.report.v1.Update.matches:type_name -> podseal.report.v1.Match
+	7, // 3: podseal.report.v1.Edge.facts:type_name -> podseal.report.v1.Facts
+	9, // 4: podseal.report.v1.Edge.refusals:type_name -> podseal.report.v1.Refusal
+	8, // 5: podseal.report.v1.Edge.last:type_name -> podseal.report.v1.Last
+	0, // 6: podseal.report.v1.Facts.direction:type_name -> podseal.report.v1.Direction
+	1, // 7: podseal.report.v1.Facts.security:type_name -> podseal.report.v1.Security
+	2, // 8: podseal.report.v1.Reporting.Report:input_type -> podseal.report.v1.Update
+	4, // 9: podseal.report.v1.Reporting.Report:output_type -> podseal.report.v1.Directive
+	9, // [9:10] is the sub-list for method output_type
+	8, // [8:9] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_api_report_v1_report_proto_init() }
@@ -909,7 +1005,7 @@ func file_api_report_v1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_report_v1_report_proto_rawDesc), len(file_api_report_v1_report_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
