@@ -16,13 +16,13 @@ func (m *messages) count(p []byte) (began int) {
 	for len(p) > 0 {
 		if m.left > 0 {
 			n := min(int64(m.left), int64(len(p)))
-			m.left -= uint32(n) //nolint:gosec // at most left
+			m.left -= uint32(n)
 			p = p[n:]
 			continue
 		}
 		n := copy(m.head[m.have:], p)
 		p = p[n:]
-		if m.have += uint8(n); int(m.have) == len(m.head) { //nolint:gosec // at most 5
+		if m.have += uint8(n); int(m.have) == len(m.head) {
 			m.have, m.left = 0, binary.BigEndian.Uint32(m.head[1:])
 			began++
 		}

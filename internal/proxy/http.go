@@ -48,6 +48,7 @@ type httpRelay struct {
 
 	PeerURI      string // spiffe:// of the client; "" when it came without a certificate
 	PeerCertHash string // hex SHA-256 of its certificate
+	PeerNames    peerNames
 	OwnURI       string // spiffe:// of this workload
 	Decorator    string // "<service FQDN>:<port>/*", or ":0/*" without service
 	HTTP10       bool   // serve HTTP/1.0 (contract 2.55)

@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"podseal.io/podseal/internal/wire"
@@ -167,14 +169,43 @@ func (h *httpRelay) appendXFCC(b, sent []byte) []byte {
 	if len(sent) > 0 {
 		b = append(append(b, sent...), ',')
 	}
-	return append(appendElement(b, h.OwnURI, h.PeerCertHash, h.PeerURI), "\r\n"...)
+	return append(appendElement(b, h.OwnURI, h.PeerCertHash, h.PeerURI, h.PeerNames), "\r\n"...)
 }
 
-// appendElement appends the element itself.
-func appendElement(b []byte, own, hash, peer string) []byte {
+// peerNames are what a certificate says of its owner beside the identity; mesh
+// certificates say nothing.
+type peerNames struct {
+	Subject string   // as RFC 2253 writes it
+	DNS     []string // in order
+}
+
+// namesIn reads them. What can't stand in a field, or would be read as another part
+// of one, is left out.
+func namesIn(cert *x509.Certificate) peerNames {
+	var n peerNames
+	if subject := cert.Subject.String(); !strings.ContainsFunc(subject, func(c rune) bool { return c < ' ' || c > '~' || c == '"' }) {
+		n.Subject = subject
+	}
+	for _, name := range cert.DNSNames {
+		if !strings.ContainsFunc(name, func(c rune) bool {
+			return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-._*", c))
+		}) {
+			n.DNS = append(n.DNS, name)
+		}
+	}
+	return n
+}
+
+// appendElement appends the element itself (contract 2.46).
+func appendElement(b []byte, own, hash, peer string, names peerNames) []byte {
 	b = append(append(b, "By="...), own...)
 	b = append(append(b, ";Hash="...), hash...)
-	return append(append(b, `;Subject="";URI=`...), peer...)
+	b = append(append(b, `;Subject="`...), names.Subject...)
+	b = append(append(b, `";URI=`...), peer...)
+	for _, name := range names.DNS {
+		b = append(append(b, ";DNS="...), name...)
+	}
+	return b
 }
 
 func (h *httpRelay) appendRequestID(b []byte) ([]byte, error) {

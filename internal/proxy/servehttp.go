@@ -51,7 +51,7 @@ func (in *inbound) serveHTTP(ctx context.Context, client stream, first sight) {
 	}
 	if in.cert != nil {
 		sum := sha256.Sum256(in.cert.Raw)
-		h.PeerCertHash = hex.EncodeToString(sum[:])
+		h.PeerCertHash, h.PeerNames = hex.EncodeToString(sum[:]), namesIn(in.cert)
 	}
 	if snap := in.p.creds.current.Load(); snap != nil {
 		h.OwnURI = snap.Credential.ID.URI()

@@ -71,7 +71,7 @@ func (in *inbound) http2Handler() *http2Handler {
 			own = snap.Credential.ID.URI()
 		}
 		sum := sha256.Sum256(in.cert.Raw)
-		h.element = string(appendElement(nil, own, hex.EncodeToString(sum[:]), in.id.URI()))
+		h.element = string(appendElement(nil, own, hex.EncodeToString(sum[:]), in.id.URI(), namesIn(in.cert)))
 	}
 	return h
 }
