@@ -15,7 +15,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"podseal.io/podseal/internal/capture"
@@ -48,6 +47,7 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	}
 	newCollector().run()
 	out := &lines{w: stdout}
+	defer out.flush()
 	cfg.AccessLog = out
 	cfg.Log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
 	var err error
@@ -74,18 +74,6 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 		return 1
 	}
 	return 0
-}
-
-// lines is where several write whole lines.
-type lines struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(b)
 }
 
 // proxyConfig reads flags and environment. A code that isn't negative ends the

@@ -225,7 +225,7 @@ func TestPassthroughIsDecidedAnew(t *testing.T) {
 	p.tell()
 	for range 2 {
 		p.once(t)
-		if r := last(p.clientSide); r.Security != "mutual_tls" || r.Reused || r.Rule != "shop/r" || r.DestinationIdentity != p.server.Identity.String() {
+		if r := last(t, p.clientSide); r.Security != "mutual_tls" || r.Reused || r.Rule != "shop/r" || r.DestinationIdentity != p.server.Identity.String() {
 			t.Errorf("record %+v", r)
 		}
 		p.kept(t, 0)

@@ -69,9 +69,10 @@ func (m *testMesh) start(pod *workload.Workload, change ...func(*Config)) *proxy
 
 func (m *testMesh) startStoppable(pod *workload.Workload, change ...func(*Config)) (*proxy, func()) {
 	m.t.Helper()
+	at := addrOf(pod.Addresses[0], 0).String() // another pod's application may have the same port
 	cfg := Config{
 		Log: slog.New(slog.DiscardHandler), Namespace: pod.Namespace, Pod: pod.Name, Addresses: pod.Addresses, Cluster: "Kubernetes",
-		Listen:      Listen{Outbound: "127.0.0.1:0", Inbound: "127.0.0.1:0", Health: "127.0.0.1:0", Metrics: "127.0.0.1:0", Stats: "127.0.0.1:0", Admin: "127.0.0.1:0"},
+		Listen:      Listen{Outbound: at, Inbound: at, Health: "127.0.0.1:0", Metrics: "127.0.0.1:0", Stats: "127.0.0.1:0", Admin: "127.0.0.1:0"},
 		OriginalDst: m.net.OriginalDst, Dial: m.net.Dial(pod.Addresses[0]), Random: rand.IntN,
 	}
 	for _, f := range change {

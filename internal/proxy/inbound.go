@@ -42,7 +42,7 @@ type inbound struct {
 // terminate where the decision says so, relay.
 func (p *proxy) serveInbound(ctx context.Context, c *conn) {
 	dst, err := p.cfg.OriginalDst(c.client)
-	if err == nil && p.isOwnPort(dst.Port()) {
+	if err == nil && p.isOwnSocket(dst) {
 		err = errDetail("the original destination is this proxy itself") // contract 2.32
 	}
 	if err == nil && smuggled(addrPort(c.client.RemoteAddr()).Addr(), dst.Addr()) {
@@ -375,9 +375,7 @@ func (in *inbound) disconnect() {
 // dialApp connects to the original destination from the address that the
 // capture rules let through (contract 2.29, B6).
 func (in *inbound) dialApp(ctx context.Context) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	app, err := in.p.cfg.Dial(ctx, loopbackSource(in.dst.Addr()), in.dst)
+	app, err := in.p.cfg.Dial(until{ctx, time.Now().Add(dialTimeout)}, loopbackSource(in.dst.Addr()), in.dst)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the application at %s: %w", in.dst, err)
 	}

@@ -3,8 +3,6 @@ package proxy
 import (
 	"context"
 	"crypto/x509"
-	"errors"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +21,7 @@ type lobby struct {
 }
 
 // enter takes in a tunnel that waits from now on; it reports false when all is over.
+// No deadline is set: who waits for too long is told so when it is looked around.
 func (l *lobby) enter(t *tunnel, look func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -32,10 +31,10 @@ func (l *lobby) enter(t *tunnel, look func()) bool {
 	if l.idle == nil {
 		l.idle = map[*tunnel]struct{}{}
 	}
-	t.idle = time.Now()
-	if t.raw.SetReadDeadline(t.idle.Add(tunnelPatience)) != nil {
+	if t.tls.NoReadDeadline() != nil {
 		return false // closed
 	}
+	t.idle = time.Now()
 	l.idle[t] = struct{}{}
 	if l.timer == nil {
 		l.timer = time.AfterFunc(tunnelSweep, look)
@@ -48,7 +47,9 @@ func (l *lobby) exit(t *tunnel) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.idle, t)
-	_ = t.raw.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+	if t.leaving.Load() {
+		_ = t.raw.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+	}
 }
 
 // dismiss tells the clients of those that aren't wanted.
@@ -117,7 +118,8 @@ func (p *proxy) wanted(t *tunnel) bool {
 
 // lookAround dismisses what isn't wanted any more, again and again while tunnels wait.
 func (p *proxy) lookAround() {
-	p.lobby.dismiss(p.wanted)
+	long := time.Now().Add(-tunnelPatience)
+	p.lobby.dismiss(func(t *tunnel) bool { return t.idle.After(long) && p.wanted(t) })
 	p.lobby.again(p.lookAround)
 }
 
@@ -142,7 +144,7 @@ func (p *proxy) next(ctx context.Context, t *tunnel) *conn {
 		_ = t.raw.Close()
 		return nil
 	}
-	err := p.lobby.wait(t)
+	err := t.tls.Accept()
 	p.lobby.exit(t)
 	if err != nil {
 		_ = t.raw.Close() // what can still be said has been
@@ -159,16 +161,6 @@ func (p *proxy) next(ctx context.Context, t *tunnel) *conn {
 	}
 	p.metrics.Open(c.direction).Inc()
 	return c
-}
-
-// wait returns nil when a stream has come.
-func (l *lobby) wait(t *tunnel) error {
-	err := t.tls.Accept()
-	if errors.Is(err, os.ErrDeadlineExceeded) && !t.leaving.Load() {
-		l.dismiss(func(other *tunnel) bool { return other != t })
-		err = t.tls.Accept()
-	}
-	return err
 }
 
 // welcome makes a tunnel of a client's connection, where it can be one.

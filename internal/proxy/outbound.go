@@ -282,9 +282,8 @@ func (p *proxy) noteRoute(c *conn, to routing) {
 }
 
 func (p *proxy) dial(ctx context.Context, to routing) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(to.conduct.ConnectTimeout, dialTimeout))
-	defer cancel()
-	server, err := p.cfg.Dial(ctx, netip.Addr{}, to.endpoint)
+	deadline := time.Now().Add(cmp.Or(to.conduct.ConnectTimeout, dialTimeout))
+	server, err := p.cfg.Dial(until{ctx, deadline}, netip.Addr{}, to.endpoint)
 	if err != nil {
 		p.tried(to, err)
 		return nil, fmt.Errorf("connect to %s: %w", to.endpoint, err)

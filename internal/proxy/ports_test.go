@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"podseal.io/podseal/internal/workload"
 )
 
@@ -36,6 +38,78 @@ func asked(t *testing.T, pod *workload.Workload, answer http.HandlerFunc) uint16
 func TestOwnPortsAreBounded(t *testing.T) {
 	if s := httpServer(nil, slog.New(slog.DiscardHandler)); s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.ReadHeaderTimeout <= 0 || s.IdleTimeout <= 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// Connections from outside inherit what asks whether their client is still there.
+func TestKeepAliveIsInherited(t *testing.T) {
+	for _, local := range []bool{false, true} {
+		l, err := bindCapture(t.Context(), "127.0.0.1:0", local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.close()
+		client, err := net.Dial("tcp", l[0].Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		c, err := l[0].AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = raw.Control(func(fd uintptr) {
+			on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+			if err != nil || (on == 1) == local {
+				t.Errorf("local %v: keep-alive is %d, %v", local, on, err)
+			}
+			idle, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE)
+			if err != nil || (idle == 15) == local {
+				t.Errorf("local %v: after %d s, %v", local, idle, err)
+			}
+			now, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY)
+			if err != nil || now != 1 {
+				t.Errorf("local %v: small pieces wait (%d), %v", local, now, err)
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A port of the application is not the proxy's own because its number is the same:
+// a socket at another address is another one.
+func TestOwnSocket(t *testing.T) { // contract 2.32
+	listening := func(addr string) listeners {
+		l, err := bindCapture(t.Context(), addr, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(l.close)
+		return l
+	}
+	one, every := listening("127.0.0.1:0"), listening("0.0.0.0:0")
+	port := func(l listeners) uint16 { return addrPort(l[0].Addr()).Port() }
+	for at, want := range map[netip.AddrPort]bool{
+		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port(one)):        true,
+		netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), port(one)): true,
+		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), port(one)):        false,
+		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port(one)+1):      false,
+	} {
+		if one.at(at) != want {
+			t.Errorf("%s: %v", at, !want)
+		}
+	}
+	for _, addr := range []string{"127.0.0.1", "10.0.0.1", "0.0.0.0"} {
+		if !every.at(netip.AddrPortFrom(netip.MustParseAddr(addr), port(every))) {
+			t.Errorf("%s: not its own", addr)
+		}
 	}
 }
 

@@ -101,8 +101,8 @@ type Config struct {
 	Prove func(ctx context.Context, inbound []*net.TCPListener) ([]*net.TCPConn, error)
 	// OriginalDst tells where a captured connection was going.
 	OriginalDst func(*net.TCPConn) (netip.AddrPort, error)
-	// Dial connects; from is the source address, or invalid for any. nil is
-	// the kernel's.
+	// Dial connects; from is the source address, or invalid for any. Of ctx it must
+	// look at Deadline as well as at Done, as package net does. nil is the kernel's.
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
 	// Lookup resolves a host of a ServiceEntry. nil is the pod's resolver.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -172,6 +172,8 @@ type proxy struct {
 	sockets  sockets
 	early    []*net.TCPConn // arrived before run
 	handlers sync.WaitGroup
+	setup    workers       // who set connections up, with deep stacks,
+	second   workers       // and who carry their second direction
 	draining atomic.Bool   // POST /drain was called, or the proxy is ending
 	ready    atomic.Bool   // was ready once (contract 5.44)
 	quit     chan struct{} // closed by POST /quitquitquit
@@ -200,6 +202,7 @@ func newProxy(cfg Config) (*proxy, error) {
 		metrics: metrics.New(cfg.Version, cfg.Now), scrapes: make(chan struct{}, maxScrapes), quit: make(chan struct{}),
 		edges: edges.NewTable(edges.MaxEdges), matches: newMatches(), started: time.Now(), unsaid: unsaid{most: maxUnsaid},
 	}
+	p.setup.owner, p.second.owner = &p.handlers, &p.handlers
 	p.accessLog.out, p.accessLog.hostname = cfg.AccessLog, cfg.Pod
 	var err error
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {
@@ -301,6 +304,8 @@ func (p *proxy) run(ctx context.Context) error {
 	p.sockets.close()
 	services.Wait() // from here on nothing is accepted
 	p.cutAll()
+	p.setup.close()
+	p.second.close()
 	p.handlers.Wait()
 	p.authorizers.close()
 	p.cutCalls()
@@ -391,7 +396,7 @@ func (p *proxy) accepted(ctx context.Context, raw *net.TCPConn, direction string
 		return
 	}
 	p.metrics.Open(direction).Inc()
-	p.handlers.Go(func() { p.serve(ctx, c) })
+	p.setup.do(func() { p.serve(ctx, c) })
 }
 
 // serve sets a connection up, which takes a deep stack, and leaves it to a new
@@ -499,13 +504,14 @@ func (p *proxy) idleTimeout() time.Duration {
 	return defaultIdle
 }
 
-// isOwnPort reports whether one of the capture ports is meant.
-func (p *proxy) isOwnPort(port uint16) bool {
-	return p.sockets.outbound.has(port) || p.sockets.inbound.has(port)
+// isOwnSocket reports whether a connection to this address of the pod would come to
+// one of the capture sockets.
+func (p *proxy) isOwnSocket(a netip.AddrPort) bool {
+	return p.sockets.outbound.at(a) || p.sockets.inbound.at(a)
 }
 
 // isOwn reports whether a capture port of this very pod is meant.
 func (p *proxy) isOwn(a netip.AddrPort) bool {
 	addr := a.Addr().Unmap()
-	return p.isOwnPort(a.Port()) && (addr.IsLoopback() || addr.IsUnspecified() || slices.Contains(p.cfg.Addresses, addr))
+	return p.isOwnSocket(a) && (addr.IsLoopback() || addr.IsUnspecified() || slices.Contains(p.cfg.Addresses, addr))
 }

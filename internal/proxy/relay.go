@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"podseal.io/podseal/internal/policy"
@@ -54,10 +55,12 @@ type relaying struct {
 	fromClient, fromServer []byte // read already
 	idle                   time.Duration
 	there                  sync.WaitGroup
+	over                   atomic.Bool // one direction has ended
 }
 
 func (r *relaying) run(stop func()) {
-	r.there.Go(r.toServer)
+	r.there.Add(1)
+	r.p.second.do(r.toServer)
 	r.toClient()
 	r.there.Wait()
 	stop()
@@ -65,16 +68,17 @@ func (r *relaying) run(stop func()) {
 }
 
 func (r *relaying) toServer() {
+	defer r.there.Done()
 	if r.c.lookFirst {
 		r.c.look()
 	}
-	if err := r.p.direction(r.server, r.client, &r.fromClient, r.idle, r.c.moved(&r.c.received)); err != nil {
+	if err := r.direction(r.server, r.client, &r.fromClient, r.c.moved(&r.c.received)); err != nil {
 		r.failed("client to server", err)
 	}
 }
 
 func (r *relaying) toClient() {
-	if err := r.p.direction(r.client, r.server, &r.fromServer, r.idle, r.c.moved(&r.c.sent)); err != nil {
+	if err := r.direction(r.client, r.server, &r.fromServer, r.c.moved(&r.c.sent)); err != nil {
 		r.failed("server to client", err)
 	}
 }
@@ -94,7 +98,7 @@ func (c *conn) moved(count interface{ Add(int64) int64 }) func(n int) {
 
 // direction carries one direction to its end and then ends it at dst.
 // What first points to goes before, and is then forgotten.
-func (p *proxy) direction(dst, src stream, first *[]byte, idle time.Duration, moved func(n int)) error {
+func (r *relaying) direction(dst, src stream, first *[]byte, moved func(n int)) error {
 	if len(*first) > 0 {
 		if _, err := dst.Write(*first); err != nil {
 			return fmt.Errorf("write: %w", err)
@@ -106,12 +110,15 @@ func (p *proxy) direction(dst, src stream, first *[]byte, idle time.Duration, mo
 	s, plainSrc := src.(*net.TCPConn)
 	var err error
 	if plainDst && plainSrc {
-		err = splice(d, s, idle, moved)
+		err = splice(d, s, r.idle, moved)
 	} else {
-		err = p.tls.Copy(dst, src, moved)
+		err = r.p.tls.Copy(dst, src, moved)
 	}
 	if err != nil {
 		return err
+	}
+	if r.over.Swap(true) && plainDst {
+		return nil // dst has ended its direction, and is closed at once, which tells it the same
 	}
 	if err := dst.CloseWrite(); err != nil && !isGone(err) {
 		return fmt.Errorf("end direction: %w", err)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,10 +121,10 @@ func bindCapture(ctx context.Context, addr string, local bool) (listeners, error
 // Multipath TCP, which Go would offer, is declined: the kernel doesn't tell the
 // original destination of such a connection. Its client then goes on with TCP.
 func listen(ctx context.Context, network, addr string, local bool) (net.Listener, error) {
-	var config net.ListenConfig
+	config := net.ListenConfig{KeepAlive: -1} // four system calls less for each connection,
 	config.SetMultipathTCP(false)
-	if local {
-		config.KeepAlive = -1 // four system calls less for each connection
+	if !local {
+		config.Control = keepAlive // which inherits it
 	}
 	l, err := config.Listen(ctx, network, addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -136,6 +137,23 @@ func listen(ctx context.Context, network, addr string, local bool) (net.Listener
 	return l, nil
 }
 
+// keepAlive has connections to a listener ask whether their client is still there, as
+// often as package net would.
+func keepAlive(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		for _, o := range [...]struct{ level, name, value int }{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+		} {
+			failed = errors.Join(failed, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o.level, o.name, o.value)))
+		}
+	})
+	return errors.Join(err, failed)
+}
+
 func (l listeners) String() string {
 	var all []string
 	for _, x := range l {
@@ -144,10 +162,12 @@ func (l listeners) String() string {
 	return strings.Join(all, ",")
 }
 
-// has reports whether one of the sockets has this port.
-func (l listeners) has(port uint16) bool {
+// at reports whether one of the sockets listens at this address. Those of a pod
+// listen at every one.
+func (l listeners) at(a netip.AddrPort) bool {
 	for _, x := range l {
-		if addrPort(x.Addr()).Port() == port {
+		own := addrPort(x.Addr())
+		if own.Port() == a.Port() && (own.Addr().IsUnspecified() || own.Addr() == a.Addr().Unmap()) {
 			return true
 		}
 	}
@@ -205,26 +225,4 @@ func (s *sockets) close() {
 	for _, x := range s.servers {
 		_ = x.listener.Close() // it may have been closed before
 	}
-}
-
-// dialKernel connects over TCP, from a certain address or any.
-func dialKernel(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
-	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	if !from.IsValid() {
-		var d net.Dialer
-		return d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
-	}
-	// what is in this pod doesn't vanish without a word
-	d := net.Dialer{KeepAlive: -1, Control: latePort}
-	return d.DialTCP(ctx, "tcp", netip.AddrPortFrom(from, 0), to)
-}
-
-// latePort lets the kernel choose the source port at connect and not at bind:
-// a port is then taken for one destination only, not for all.
-func latePort(_, _ string, raw syscall.RawConn) error {
-	var failed error
-	err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-	})
-	return errors.Join(err, failed)
 }

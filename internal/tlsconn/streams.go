@@ -1,13 +1,9 @@
 package tlsconn
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Between two proxies that have agreed on [identity.ALPNStreams], a connection
@@ -89,9 +85,7 @@ func (c *Conn) Quiet() bool {
 	}
 	quiet := false
 	err := in.raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		quiet = errors.Is(err, unix.EAGAIN)
+		quiet = nothingThere(fd)
 		return true
 	})
 	return err == nil && quiet
@@ -102,9 +96,6 @@ func (c *Conn) Quiet() bool {
 // it fails nothing of that has reached the peer's application, and the connection
 // is of no more use.
 func (c *Conn) Open(first *net.TCPConn) (sent int, unsent []byte, err error) {
-	if err := c.raw.SetDeadline(time.Time{}); err != nil {
-		return 0, nil, fmt.Errorf("open a stream: %w", err)
-	}
 	plain := c.records.in.pool.get(small)
 	defer c.records.in.pool.put(plain)
 	n, err := readThere(first, plain.mem[:smallLen-messageLen-overhead])

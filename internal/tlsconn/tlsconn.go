@@ -30,6 +30,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,6 +42,8 @@ type Conn struct {
 	state   tls.ConnectionState
 	records *records  // or
 	tls     *tls.Conn // for what the record path doesn't know
+
+	timed atomic.Bool // reads have a deadline
 }
 
 // records are both directions of a connection.
@@ -141,11 +144,25 @@ func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 
 // SetDeadline sets both deadlines; see Conn for that of writes.
-func (c *Conn) SetDeadline(t time.Time) error { return c.raw.SetDeadline(t) }
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.timed.Store(!t.IsZero())
+	return c.raw.SetDeadline(t)
+}
 
 // SetReadDeadline sets when Read gives up; what was read of a record by then is
 // kept.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.raw.SetReadDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.timed.Store(!t.IsZero())
+	return c.raw.SetReadDeadline(t)
+}
+
+// NoReadDeadline takes back a deadline that was set here, if there is one.
+func (c *Conn) NoReadDeadline() error {
+	if !c.timed.Load() {
+		return nil
+	}
+	return c.SetReadDeadline(time.Time{})
+}
 
 // SetWriteDeadline sets when Write gives up, after which the connection is broken.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
