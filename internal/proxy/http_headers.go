@@ -179,6 +179,9 @@ type peerNames struct {
 	DNS     []string // in order
 }
 
+// hostBytes are those of a DNS name, with a wildcard.
+const hostBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._*"
+
 // namesIn reads them. What can't stand in a field, or would be read as another part
 // of one, is left out.
 func namesIn(cert *x509.Certificate) peerNames {
@@ -187,9 +190,7 @@ func namesIn(cert *x509.Certificate) peerNames {
 		n.Subject = subject
 	}
 	for _, name := range cert.DNSNames {
-		if !strings.ContainsFunc(name, func(c rune) bool {
-			return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-._*", c))
-		}) {
+		if strings.Trim(name, hostBytes) == "" {
 			n.DNS = append(n.DNS, name)
 		}
 	}

@@ -90,27 +90,13 @@ func (r *resolver) one(ctx context.Context, name string) []netip.Addr {
 	return n.addresses
 }
 
-// entry finds or makes what is known of a name; the one that was used longest ago
-// makes room.
+func (n *resolvedName) lastUsed() *time.Time { return &n.used }
+
+// entry finds or makes what is known of a name.
 func (r *resolver) entry(name string) *resolvedName {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := r.kept[name]
-	if n == nil {
-		if len(r.kept) >= maxNames {
-			oldest := ""
-			for other, o := range r.kept {
-				if oldest == "" || o.used.Before(r.kept[oldest].used) {
-					oldest = other
-				}
-			}
-			delete(r.kept, oldest)
-		}
-		n = &resolvedName{}
-		r.kept[name] = n
-	}
-	n.used = r.now()
-	return n
+	return keptEntry(r.kept, name, maxNames, r.now(), func() *resolvedName { return &resolvedName{} })
 }
 
 // lookupHost asks the pod's resolver: for the whole name first, and for one of the

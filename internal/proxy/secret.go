@@ -98,27 +98,13 @@ func (s *secrets) get(ctx context.Context, name string) (credentialMaterial, err
 	return e.material, e.err
 }
 
-// entry finds or makes the entry of a name; the one that was used longest ago
-// makes room.
+func (e *secretEntry) lastUsed() *time.Time { return &e.used }
+
+// entry finds or makes the entry of a name.
 func (s *secrets) entry(name string) *secretEntry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.kept[name]
-	if e == nil {
-		if len(s.kept) >= maxSecrets {
-			oldest := ""
-			for n, o := range s.kept {
-				if oldest == "" || o.used.Before(s.kept[oldest].used) {
-					oldest = n
-				}
-			}
-			delete(s.kept, oldest)
-		}
-		e = &secretEntry{}
-		s.kept[name] = e
-	}
-	e.used = s.now()
-	return e
+	return keptEntry(s.kept, name, maxSecrets, s.now(), func() *secretEntry { return &secretEntry{} })
 }
 
 // read makes of Secrets what TLS needs: certificate and key of the named one, roots
