@@ -58,6 +58,7 @@ type conn struct {
 
 	flow    edges.Flow // its part in an edge
 	counted bool       // it is over for the edges
+	spoke   bool       // the client has sent something that was looked at
 }
 
 // note records facts.

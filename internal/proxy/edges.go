@@ -28,11 +28,15 @@ func (p *proxy) countOpen(c *conn, world *workload.World, now time.Time) {
 	defer c.mu.Unlock()
 	r := &c.facts
 	sent, received := c.sent.Load(), c.received.Load()
-	if c.counted || r.Protocol == "" || r.Security == "" || nothingSent(r, sent+received) { // over, or not known yet
+	bytes := sent + received
+	if c.spoke { // the kernel carries it, and tells how much later
+		bytes = max(bytes, 1)
+	}
+	if c.counted || r.Protocol == "" || r.Security == "" || nothingSent(r, bytes) { // over, or not known yet
 		return
 	}
 	if !p.edges.Opened(&c.flow) {
-		p.edges.Open(&c.flow, edgeKey(r, sent+received, world), edgeAbout(r), c.started)
+		p.edges.Open(&c.flow, edgeKey(r, bytes, world), edgeAbout(r), c.started)
 	}
 	p.edges.Move(&c.flow, sent, received, c.requests.Load(), now)
 }
@@ -166,8 +170,13 @@ func (p *proxy) graph() edges.Graph {
 func serial(c *x509.Certificate) string { return c.SerialNumber.Text(16) }
 
 // look notes what an application that is passed on sends first, TLS of its own or
-// not, and leaves the bytes where they are. It waits for them.
-func (c *conn) look() {
+// not: in what was read already, else in what comes, which it waits for and leaves
+// where it is.
+func (c *conn) look(read []byte) {
+	if len(read) > 0 {
+		c.seen(read)
+		return
+	}
 	raw, err := c.client.SyscallConn()
 	if err != nil {
 		return // closed
@@ -189,9 +198,14 @@ func (c *conn) look() {
 	if err != nil || n <= 0 {
 		return // it ends without a byte
 	}
+	c.seen(first[:n])
+}
+
+// seen notes how the client has begun to speak.
+func (c *conn) seen(first []byte) {
 	security := securityPlaintext
-	if first[0] == 0x16 && (n < 2 || first[1] == 3) { // a handshake record (RFC 8446 5.1)
+	if first[0] == 0x16 && (len(first) < 2 || first[1] == 3) { // a handshake record (RFC 8446 5.1)
 		security = securityForeignTLS
 	}
-	c.note(func(r *Record) { r.Security = security })
+	c.note(func(r *Record) { r.Security, c.spoke = security, true })
 }

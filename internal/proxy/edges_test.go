@@ -122,6 +122,22 @@ func TestEdgeOfWhatIsPassedOn(t *testing.T) {
 	seen(t, p.clientSide, func(e edges.Edge) bool { return e.Key.Security == edges.NotObserved && e.Counts.Connections == 1 })
 }
 
+// Under DISABLE nothing is refused or terminated, and yet TLS of the application is told
+// from plaintext, as soon as the client has spoken and while the connection is open.
+func TestEdgeUnderDisable(t *testing.T) {
+	for _, protocol := range []policy.Protocol{policy.TCP, policy.Auto} {
+		p := newPair(t, protocol, meshtest.Echo)
+		p.mode(p.server, policy.Disable)
+		for text, want := range map[string]edges.Security{"\x16\x03\x01\x00\x05hello": edges.ForeignTLS, "\x00plain": edges.Plaintext} {
+			exchange(t, p.connect(p.outsider(), p.app), text)
+			e := seen(t, p.inside, func(e edges.Edge) bool { return e.Open == 1 && e.Key.Security == want })
+			if e.Key.Direction != edges.Inbound || e.Key.Port != p.app.Port() || e.Counts.Connections != 1 {
+				t.Errorf("%s, %q: %+v", protocol, text, e)
+			}
+		}
+	}
+}
+
 func TestAdminEdges(t *testing.T) {
 	p := newPair(t, policy.TCP, meshtest.Echo)
 	exchange(t, p.dial(), "\x00hello")

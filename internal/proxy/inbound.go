@@ -90,6 +90,7 @@ func smuggled(from, to netip.Addr) bool {
 // under STRICT it learns nothing of a client that has not proved who it is.
 func (in *inbound) firstBytes(ctx context.Context, mode policy.Mode) (sight, error) {
 	http := in.port.Protocol != policy.TCP
+	in.c.lookFirst = mode == policy.Disable // what is passed on may be TLS all the same
 	if mode == policy.Disable && !http {
 		return sight{seen: policy.PlainOther}, nil // contract 2.8
 	}

@@ -70,7 +70,7 @@ func (r *relaying) run(stop func()) {
 func (r *relaying) toServer() {
 	defer r.there.Done()
 	if r.c.lookFirst {
-		r.c.look()
+		r.c.look(r.fromClient)
 	}
 	if err := r.direction(r.server, r.client, &r.fromClient, r.c.moved(&r.c.received)); err != nil {
 		r.failed("client to server", err)
