@@ -46,6 +46,7 @@ type conn struct {
 	server *net.TCPConn
 	local  netip.AddrPort // of the last server
 	ended  bool           // a reason was given, or the sockets were closed
+	broken bool           // it was cut
 	tunnel *tunnel        // that one of the sockets belongs to; or nil
 	kept   bool           // the tunnel outlives this connection, and is no longer its business
 	checks []checkFunc
@@ -104,7 +105,7 @@ func (c *conn) cut(reason policy.Reason, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.because(reason, err)
-	c.ended = true
+	c.ended, c.broken = true, true
 	for _, s := range c.sockets() {
 		reset(s)
 	}
@@ -171,11 +172,13 @@ func (c *conn) end(reason policy.Reason, err error) {
 	c.ended = true
 }
 
-// close closes what is open, but a tunnel that can be used again.
+// close closes what is open, but a tunnel that can be used again: whatever the reason
+// is for which the connection ended, a stream that has ended as it should in both
+// directions has told the peer that it may open the next one.
 func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended && c.tunnel != nil {
+	if !c.broken && c.tunnel != nil {
 		c.kept = c.tunnel.tls.Idle()
 	}
 	c.ended = true

@@ -390,6 +390,46 @@ func TestHTTPConnectionIsUsedAgain(t *testing.T) {
 	}
 }
 
+// A stream that has ended in both directions leaves its tunnel behind whatever it has
+// ended for: its client may have opened the next one already.
+func TestRefusedRequestLeavesItsTunnel(t *testing.T) {
+	p := newPair(t, policy.HTTP, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		for {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	})
+	ask := func(request, status string) {
+		t.Helper()
+		c := p.dial()
+		defer c.Close()
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(c)
+		if err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 "+status) {
+			t.Fatalf("%q: want %s, got %q, %v", request, status, b, err)
+		}
+	}
+	for range 100 {
+		ask("GET / HTTP/1.1\nHost: web\n\n", "400")
+		ask("GET / HTTP/1.1\r\nHost: web\r\n\r\n", "200")
+	}
+	eventually(t, func() bool {
+		n := p.clientSide.tunnels.len()
+		return n > 0 && p.inside.lobby.len() == n
+	})
+	if r := last(p.inside); !r.Reused {
+		t.Errorf("record %+v", r)
+	}
+}
+
 // Idle tunnels keep no proxy from ending.
 func TestIdleTunnelsDontDelayTheEnd(t *testing.T) {
 	m := newTestMesh(t)
