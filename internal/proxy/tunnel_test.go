@@ -425,7 +425,7 @@ func TestRefusedRequestLeavesItsTunnel(t *testing.T) {
 		n := p.clientSide.tunnels.len()
 		return n > 0 && p.inside.lobby.len() == n
 	})
-	if r := last(p.inside); !r.Reused {
+	if r := last(t, p.inside); !r.Reused {
 		t.Errorf("record %+v", r)
 	}
 }
