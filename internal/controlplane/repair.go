@@ -51,7 +51,8 @@ type repairer struct {
 	tried     map[types.UID]attempt // by what makes the pods; forgotten after a while
 }
 
-// attempt is when a pod of a workload was deleted last, and how many in a row.
+// attempt is when pods of a workload were deleted, and how often in a row those that
+// came in their place were held again.
 type attempt struct {
 	at    time.Time
 	times int
@@ -85,7 +86,7 @@ func (r *repairer) step(ctx context.Context) error {
 	for i := range pods.Items {
 		p := &pods.Items[i]
 		owner := metav1.GetControllerOf(p)
-		if owner == nil || !nodes[p.Spec.NodeName] || !held(p) || !r.due(owner.UID) {
+		if owner == nil || !nodes[p.Spec.NodeName] || !held(p) || !r.due(p, owner.UID) {
 			continue
 		}
 		if deleted++; deleted > repairAtOnce {
@@ -116,18 +117,26 @@ func ready(p *corev1.Pod) bool {
 	})
 }
 
-// due reports whether a pod of this maker may be deleted now.
-func (r *repairer) due(owner types.UID) bool {
+// due reports whether a pod of this maker may be deleted now: one that was made in the
+// place of another has to wait.
+func (r *repairer) due(p *corev1.Pod, owner types.UID) bool {
 	a, tried := r.tried[owner]
-	if !tried {
+	if !tried || !a.replaced(p) {
 		return true
 	}
 	wait := min(repairAgain<<min(a.times-1, 10), repairLongest)
 	return r.now().Sub(a.at) >= wait
 }
 
+// replaced reports whether a pod was made since the attempt.
+func (a attempt) replaced(p *corev1.Pod) bool {
+	return !p.CreationTimestamp.Time.Before(a.at.Truncate(time.Second)) // the API server counts seconds
+}
+
 func (r *repairer) mend(ctx context.Context, p *corev1.Pod, owner *metav1.OwnerReference) error {
-	r.tried[owner.UID] = attempt{r.now(), r.tried[owner.UID].times + 1}
+	if a, tried := r.tried[owner.UID]; !tried || a.replaced(p) {
+		r.tried[owner.UID] = attempt{r.now(), a.times + 1}
+	}
 	err := r.client.Delete(ctx, p, client.Preconditions{UID: &p.UID, ResourceVersion: &p.ResourceVersion})
 	switch {
 	case client.IgnoreNotFound(err) == nil:

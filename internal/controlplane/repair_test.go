@@ -36,6 +36,10 @@ func heldPod(name, node, owner string, change ...func(*corev1.Pod)) *corev1.Pod 
 	return p
 }
 
+func madeAt(at time.Time) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { p.CreationTimestamp = metav1.NewTime(at) }
+}
+
 // agentPod is the CNI plugin's agent on a node.
 func agentPod(node string, ready corev1.ConditionStatus) *corev1.Pod {
 	return &corev1.Pod{
@@ -102,7 +106,7 @@ func TestRepairIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakeClient(agentPod("n", corev1.ConditionTrue))
 		for i := range 25 {
-			if err := c.Create(t.Context(), heldPod(fmt.Sprint("p", i), "n", fmt.Sprint("rs", i))); err != nil {
+			if err := c.Create(t.Context(), heldPod(fmt.Sprint("p", i), "n", fmt.Sprint("rs", i%3), madeAt(time.Now().Add(-time.Minute)))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -122,7 +126,7 @@ func TestRepairIsBounded(t *testing.T) {
 		for start := time.Now(); time.Since(start) < time.Hour; time.Sleep(repairEvery) {
 			if len(names(t, c)) == 0 { // and the new one is held again
 				at = append(at, time.Since(start))
-				if err := c.Create(t.Context(), heldPod("again", "n", "rs-bad")); err != nil {
+				if err := c.Create(t.Context(), heldPod("again", "n", "rs-bad", madeAt(time.Now()))); err != nil {
 					t.Fatal(err)
 				}
 			}

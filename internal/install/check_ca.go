@@ -39,13 +39,31 @@ func (c *Checker) caInForce(ctx context.Context) *finding {
 		return cannotLook(err)
 	}
 	if source == "" || maps.Equal(certificates(given), certificates([]byte(have))) {
-		return nil
+		return c.revocationList(ctx)
 	}
 	why := "the roots of the mesh are others"
 	if said := c.caEvent(ctx, source); said != "" {
 		why = said
 	}
 	return failed(hint, "%s is not in force, and will be when istiod starts anew: %s", source, why)
+}
+
+// revocationFile is the list that Istio's proxies heed, and ours don't (contract 4.39).
+const revocationFile = "ca-crl.pem"
+
+// revocationList finds a list of revoked certificates beside a CA: whoever wrote it
+// believes that those are refused.
+func (c *Checker) revocationList(ctx context.Context) *finding {
+	s := &corev1.Secret{}
+	err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: settings.PluggedCASecret}, s)
+	if client.IgnoreNotFound(err) != nil {
+		return cannotLook(err)
+	}
+	if len(s.Data[revocationFile]) == 0 {
+		return nil
+	}
+	return warned("workloads' certificates end within a day by themselves; to be rid of an intermediate, change the CA as docs/ca.md says, and remove the file",
+		"%s in Secret %s has no effect: certificates that it revokes are accepted until they end", revocationFile, settings.PluggedCASecret)
 }
 
 // rootSettles is how long workloads may take to have a new root: the kubelets

@@ -322,6 +322,14 @@ func TestChecks(t *testing.T) {
 			},
 			nil,
 		},
+		"a list of revoked certificates beside the CA": {
+			func(h *healthy) {
+				s := caSecret(settings.PluggedCASecret, "root-cert.pem", h.root.Data["root-cert.pem"])
+				s.Data[revocationFile] = []byte("-----BEGIN X509 CRL-----")
+				h.ownRoot, h.more = nil, append(h.more, s)
+			},
+			[]string{"warning: ca-crl.pem in Secret cacerts has no effect: certificates that it revokes are accepted until they end"},
+		},
 		"a PeerAuthentication that is passed over": {
 			func(h *healthy) {
 				h.more = append(h.more, peerAuthentication("a", "True"), peerAuthentication("b", "False"))
