@@ -43,9 +43,12 @@ func (w *workers) do(f func()) {
 
 // work calls f, and what else there is to do afterwards.
 func (w *workers) work(f func()) {
-	next := make(chan func(), 1) // who gives it work needn't wait until it has come to rest
+	var next chan func()
 	for ok := true; ok; f, ok = <-next {
 		f()
+		if next == nil { // only now: many do one thing for as long as their connection lasts
+			next = make(chan func(), 1) // who gives it work needn't wait until it has come to rest
+		}
 		if !w.rest(next) {
 			return
 		}
