@@ -45,6 +45,10 @@ the identity, the certificate and when it ends, what the proxy has acknowledged,
 				return []string{"pod", "service", "namespace"}, cobra.ShellCompDirectiveNoFileComp
 			case given[0] == "pod":
 				return completePods(k, 2)(cmd, given, prefix)
+			case given[0] == "namespace" && len(given) == 1:
+				return completeNamespaces(k)(cmd, nil, prefix)
+			case given[0] == "service" && len(given) == 1:
+				return serviceNames(cmd, k), cobra.ShellCompDirectiveNoFileComp
 			}
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		},
@@ -79,6 +83,9 @@ func (o *podOptions) describe(ctx context.Context, s streams, k *kube, kind, nam
 		return err
 	}
 	defer l.close()
+	if len(v.Pods) == 0 {
+		return l.noNamespace(ctx, namespace)
+	}
 	d, err := describeFrom(v, full, namespace, name)
 	if err != nil {
 		return err

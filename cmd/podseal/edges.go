@@ -110,7 +110,7 @@ func (o *edgesOptions) ask(ctx context.Context, l *looker) (*edgesList, error) {
 	seen := coverageOf(v)
 	list := &edgesList{Replicas: v.Replica, Time: v.Now, Observed: seen.observed, NotObserved: seen.notObserved}
 	if o.namespace != "" && len(v.Pods)+len(v.Edges) == 0 {
-		return nil, codedError{fmt.Errorf("nothing is known of namespace %q: no pod is there, and none was seen", o.namespace), exitNoInput}
+		return nil, fmt.Errorf("nothing is known of it, and none of its pods was seen: %w", l.noNamespace(ctx, o.namespace))
 	}
 	reports := v.Edges
 	for _, end := range []struct {

@@ -364,7 +364,7 @@ func (l *looker) call(ctx context.Context, r *replica, method, path string, ques
 	err = errors.New(strings.TrimSpace(string(text)))
 	switch res.StatusCode {
 	case http.StatusNotFound:
-		return codedError{errors.New("the control plane is older than this program: `podseal version`"), exitUnavailable}
+		return codedError{errors.New("the control plane is older than this program: `podseal version`"), exitVersion}
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return codedError{err, exitNoPermission}
 	case http.StatusBadRequest:

@@ -5,7 +5,8 @@
 // Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1
 // failed or "no", 2 (of check) installed but not enabled, 64 wrong use of the
 // command line, 65 input that can't be read, 66 no such workload or pod, 69 no
-// control plane, 77 no permission, 79 findings of `analyze`.
+// control plane, 76 a control plane or proxy that is too old, 77 no permission, 78
+// (of verify) Pod Security forbids it, 79 findings of `analyze`.
 package main
 
 import (
@@ -31,6 +32,7 @@ const (
 	exitBadInput     = 65 // EX_DATAERR
 	exitNoInput      = 66 // EX_NOINPUT
 	exitUnavailable  = 69 // EX_UNAVAILABLE
+	exitVersion      = 76 // EX_PROTOCOL: a control plane or a proxy is too old
 	exitFindings     = 79 // as istioctl
 	exitNoPermission = 77 // EX_NOPERM
 	exitPodSecurity  = 78 // EX_CONFIG: the namespace lets nobody capture
@@ -154,6 +156,9 @@ func newRoot(s streams) *cobra.Command {
 		newManagerCommand(s, k),
 		newControlPlaneCommand(),
 	)
+	for _, cmd := range root.Commands() {
+		completeNamespaceFlag(cmd, k)
+	}
 	return root
 }
 

@@ -181,6 +181,25 @@ func podNames(cmd *cobra.Command, k *kube, prefix string) []string {
 	return names
 }
 
+// serviceNames completes services of all namespaces.
+func serviceNames(cmd *cobra.Command, k *kube) []string {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
+	defer cancel()
+	c, _, err := k.client(io.Discard)
+	if err != nil {
+		return nil
+	}
+	var services corev1.ServiceList
+	if c.List(ctx, &services) != nil {
+		return nil
+	}
+	var names []string
+	for i := range services.Items {
+		names = append(names, services.Items[i].Namespace+"/"+services.Items[i].Name)
+	}
+	return names
+}
+
 // completeFlag completes flags that name a workload or pod.
 func completeFlag(cmd *cobra.Command, k *kube, flags ...string) {
 	for _, flag := range flags {
@@ -191,6 +210,35 @@ func completeFlag(cmd *cobra.Command, k *kube, flags ...string) {
 			panic(err) // a flag that isn't there
 		}
 	}
+}
+
+// completeNamespaceFlag completes --namespace of a command and of those below it.
+func completeNamespaceFlag(cmd *cobra.Command, k *kube) {
+	for _, below := range cmd.Commands() {
+		completeNamespaceFlag(below, k)
+	}
+	if cmd.LocalFlags().Lookup("namespace") == nil {
+		return
+	}
+	err := cmd.RegisterFlagCompletionFunc("namespace", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return completeNamespaces(k)(cmd, nil, prefix)
+	})
+	if err != nil {
+		panic(err) // it has the flag
+	}
+}
+
+// noNamespace says that a namespace has no pods, and which has nearly its name, as
+// far as whoever asks may know.
+func (l *looker) noNamespace(ctx context.Context, name string) error {
+	var names []string
+	if all, err := l.view(ctx, "", controlplane.PartPods); err == nil {
+		for i := range all.Pods {
+			names = append(names, all.Pods[i].Namespace)
+		}
+	}
+	slices.Sort(names)
+	return unknownName("namespace with pods", name, slices.Compact(names))
 }
 
 // completePods completes arguments that name a pod.

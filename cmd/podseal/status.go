@@ -40,7 +40,8 @@ func newStatusCommand(s streams, k *kube) *cobra.Command {
 		Aliases: []string{"ps", "proxy-status"},
 		Short:   "How every proxy is: configuration, certificate, capture, connections",
 		Long: `List every proxy: its version, whether it has acknowledged its configuration (SYNCED), not yet (STALE),
-or rejected some of it (REJECTED, and why); how long its certificate is good; whether the capture rules
+rejected some of it (REJECTED, and why), or is of an older version
+that doesn't know all of it (OUTDATED; the exit code is then 76); how long its certificate is good; whether the capture rules
 were read back before the application started; how many connections are open.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s, k) },
@@ -61,6 +62,9 @@ func (o *statusOptions) run(ctx context.Context, s streams, k *kube) error {
 		return err
 	}
 	defer l.close()
+	if o.namespace != "" && len(v.Pods)+len(v.Proxies) == 0 {
+		return l.noNamespace(ctx, o.namespace)
+	}
 	captured, err := captures(ctx, l.client, o.namespace)
 	if err != nil {
 		l.note("what is known of capture is missing: " + err.Error())
@@ -80,11 +84,26 @@ func (o *statusOptions) run(ctx context.Context, s streams, k *kube) error {
 			})
 		}
 	}
-	if o.output != "table" {
-		return writeDocument(s, o.output, list)
+	if o.output == "table" {
+		printStatus(s, &list)
+	} else if err := writeDocument(s, o.output, list); err != nil {
+		return err
 	}
-	printStatus(s, &list)
-	return nil
+	return list.verdict()
+}
+
+// verdict fails when a proxy is of another version than what it is told needs.
+func (l *statusList) verdict() error {
+	n := 0
+	for i := range l.Proxies {
+		if len(l.Proxies[i].Lacks) > 0 {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return codedError{fmt.Errorf("%d of %d proxies are older than the control plane, and don't know all that it tells: restart their pods", n, len(l.Proxies)), exitVersion}
 }
 
 func writeDocument(s streams, format string, v any) error {
@@ -122,6 +141,9 @@ func printStatus(s streams, list *statusList) {
 		p := &list.Proxies[i]
 		if p.Config == controlplane.ConfigRejected {
 			fmt.Fprintf(s.out, "\n%s/%s rejected %s; what it had before stays in force:\n%s\n", p.Namespace, p.Pod, strings.Join(p.Rejected, ", "), p.Reason)
+		}
+		if len(p.Lacks) > 0 {
+			fmt.Fprintf(s.out, "\n%s/%s knows nothing of %s, so those are not enforced there\n", p.Namespace, p.Pod, strings.Join(p.Lacks, ", "))
 		}
 		if p.NotReady != "" {
 			fmt.Fprintf(s.out, "\n%s/%s is not ready: %s\n", p.Namespace, p.Pod, p.NotReady)

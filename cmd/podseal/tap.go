@@ -172,7 +172,7 @@ func followRecords(ctx context.Context, url string, take func(*connectionRecord)
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10)) // what could be read is what is said
 		return codedError{fmt.Errorf("the proxy answered %s: %s", res.Status, strings.TrimSpace(string(text))), exitUnavailable}
 	case res.Header.Get("Content-Type") != "application/jsonl":
-		return codedError{errors.New("the proxy is older than this program and can't be followed: restart the pod"), exitUnavailable}
+		return codedError{errors.New("the proxy is older than this program and can't be followed: restart the pod"), exitVersion}
 	}
 	lines := json.NewDecoder(res.Body)
 	for {

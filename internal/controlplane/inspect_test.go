@@ -243,3 +243,34 @@ func TestView(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 }
+
+// A proxy that doesn't ask for a kind is older than the control plane; one that has
+// just connected may be about to.
+func TestOldProxies(t *testing.T) {
+	types := map[string]xds.TypeStatus{}
+	for _, typeURL := range wire.Types() {
+		types[typeURL] = xds.TypeStatus{}
+	}
+	v := &viewer{store: xds.NewStore(), now: func() time.Time { return epoch.Add(time.Minute) }, reports: func() []report.Report { return nil }}
+	show := func(connected time.Time) ProxyView {
+		v.peers = func() []xds.PeerStatus {
+			return []xds.PeerStatus{{Node: xds.Node{ID: "sidecar~ip~web.shop~d"}, Connected: connected, Types: types}}
+		}
+		return v.proxies("", nil)[0]
+	}
+	if p := show(epoch); p.Config != ConfigSynced || len(p.Lacks) > 0 {
+		t.Errorf("a new proxy: %+v", p)
+	}
+	delete(types, wire.TypeRequestAuthentication)
+	delete(types, wire.TypeServiceEntry)
+	if p := show(epoch); p.Config != ConfigOutdated || strings.Join(p.Lacks, " ") != "RequestAuthentication ServiceEntry" {
+		t.Errorf("an old one: %+v", p)
+	}
+	if p := show(epoch.Add(55 * time.Second)); len(p.Lacks) > 0 {
+		t.Errorf("one that has just come: %+v", p)
+	}
+	types[wire.TypeMesh] = xds.TypeStatus{Rejected: []string{"mesh"}}
+	if p := show(epoch); p.Config != ConfigRejected || len(p.Lacks) != 2 {
+		t.Errorf("an old one that refuses something: %+v", p)
+	}
+}

@@ -78,7 +78,7 @@ func (m *truthMetrics) read() []prometheus.Metric {
 	if err != nil {
 		return append(out, prometheus.NewInvalidMetric(m.proxies, err))
 	}
-	states := map[string]int{ConfigSynced: 0, ConfigStale: 0, ConfigRejected: 0, ConfigNotConnected: 0}
+	states := map[string]int{ConfigSynced: 0, ConfigStale: 0, ConfigRejected: 0, ConfigOutdated: 0, ConfigNotConnected: 0}
 	var first time.Time
 	for i := range v.Proxies {
 		p := &v.Proxies[i]

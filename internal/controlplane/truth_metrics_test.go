@@ -39,6 +39,7 @@ podseal_pods_without_proxy{namespace="shop"} 1
 # HELP podseal_proxies Proxies, by what became of their configuration.
 # TYPE podseal_proxies gauge
 podseal_proxies{config="NOT CONNECTED"} 0
+podseal_proxies{config="OUTDATED"} 0
 podseal_proxies{config="REJECTED"} 0
 podseal_proxies{config="STALE"} 0
 podseal_proxies{config="SYNCED"} 1

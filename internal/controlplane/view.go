@@ -80,6 +80,7 @@ const (
 	ConfigSynced       = "SYNCED"        // it has all, and acknowledged it
 	ConfigStale        = "STALE"         // it has not acknowledged the newest yet
 	ConfigRejected     = "REJECTED"      // it refuses some of it; what it had before stays in force
+	ConfigOutdated     = "OUTDATED"      // it is of an older version, and doesn't ask for all
 	ConfigNotConnected = "NOT CONNECTED" // it works with the last that it had
 )
 
@@ -93,6 +94,7 @@ type ProxyView struct {
 	Config      string    `json:"config"`
 	Rejected    []string  `json:"rejected,omitempty"` // names of resources
 	Reason      string    `json:"reason,omitempty"`   // of the rejection
+	Lacks       []string  `json:"lacks,omitempty"`    // kinds that it doesn't ask for, of OUTDATED
 	Connected   time.Time `json:"connected,omitzero"`
 	Gone        time.Time `json:"gone,omitzero"` // it reported, and is no longer connected
 	Identity    string    `json:"identity,omitempty"`
@@ -287,6 +289,9 @@ func (v *viewer) proxies(namespace string, known map[string]*corev1.Pod) []Proxy
 		}
 		p.Connected, p.Identity, p.Version = peer.Connected, peer.Peer, peer.Node.Metadata["VERSION"]
 		p.Config, p.Rejected, p.Reason = v.config(peer)
+		if p.Lacks = v.lacks(peer); len(p.Lacks) > 0 && p.Config != ConfigRejected {
+			p.Config = ConfigOutdated
+		}
 	}
 	for _, r := range v.reports() {
 		if namespace != "" && r.Pod.Namespace != namespace {
@@ -314,9 +319,9 @@ func (v *viewer) proxies(namespace string, known map[string]*corev1.Pod) []Proxy
 // config says how far a proxy is with what it is sent.
 func (v *viewer) config(peer xds.PeerStatus) (state string, rejected []string, reason string) {
 	state = ConfigSynced
-	for _, typeURL := range []string{wire.TypeMesh, wire.TypeWorkload, wire.TypeService} {
+	for _, typeURL := range wire.Types() {
 		t, asked := peer.Types[typeURL]
-		if !asked || t.Generation < v.store.Generation(typeURL) {
+		if (!asked && slices.Contains(asNeeded, typeURL)) || (asked && t.Generation < v.store.Generation(typeURL)) {
 			state = ConfigStale
 		}
 		rejected = append(rejected, t.Rejected...)
@@ -328,6 +333,26 @@ func (v *viewer) config(peer xds.PeerStatus) (state string, rejected []string, r
 		state = ConfigRejected
 	}
 	return state, rejected, reason
+}
+
+// asNeeded are what every version asks for.
+var asNeeded = []string{wire.TypeMesh, wire.TypeWorkload, wire.TypeService}
+
+// asksWithin is how long a proxy may take to ask for all that it wants.
+const asksWithin = 10 * time.Second
+
+// lacks are the kinds that a proxy doesn't ask for: it doesn't know them.
+func (v *viewer) lacks(peer xds.PeerStatus) []string {
+	if v.now().Sub(peer.Connected) < asksWithin || len(peer.Types) == 0 {
+		return nil
+	}
+	var out []string
+	for _, typeURL := range wire.Types() {
+		if _, asked := peer.Types[typeURL]; !asked {
+			out = append(out, wire.KindOf(typeURL))
+		}
+	}
+	return out
 }
 
 // edges resolves what proxies reported. Of a namespace it shows what its pods

@@ -30,7 +30,11 @@ func (p *proxy) missing() string {
 	select {
 	case <-p.worlds.known:
 	default:
-		missing = append(missing, "the control plane has not told this proxy about its pod and its services yet")
+		text := "the control plane has not told this proxy about its pod and its services yet"
+		if kinds := p.worlds.untold(); len(kinds) > 0 {
+			text = "the control plane tells nothing of " + strings.Join(kinds, ", ") + ": it may be older than this proxy"
+		}
+		missing = append(missing, text)
 	}
 	select {
 	case <-p.creds.issued:

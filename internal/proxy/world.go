@@ -167,6 +167,23 @@ func (s *worldStore) synced() {
 	s.announce()
 }
 
+// untold are the kinds that were not told of while others were: an older control
+// plane doesn't know them, and nothing may be decided without them.
+func (s *worldStore) untold() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var kinds []string
+	for _, typeURL := range wire.Types() {
+		if !s.got[typeURL] {
+			kinds = append(kinds, wire.KindOf(typeURL))
+		}
+	}
+	if !s.got[wire.TypeWorkload] || !s.got[wire.TypeService] || !s.got[wire.TypeMesh] {
+		return nil // it is about to
+	}
+	return kinds
+}
+
 // announce closes known once all is known that a decision needs. Callers hold mu.
 func (s *worldStore) announce() {
 	_, own := s.workloads[s.self]

@@ -27,6 +27,9 @@ const (
 	TypeRequestAuthentication = "type.googleapis.com/podseal.mesh.v1.RequestAuthentication" // likewise
 )
 
+// KindOf is the last part of a type URL, as people know it.
+func KindOf(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }
+
 // Types are all types of resources in the order in which they are published and
 // asked for: what holds for all first, rules before what they are about. A proxy is
 // ready once it has been told of each.
