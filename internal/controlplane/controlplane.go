@@ -283,7 +283,7 @@ func assemble(ctx context.Context, cfg Config, mgr ctrl.Manager, native bool, l 
 			return fmt.Errorf("control plane: %w", err)
 		}
 	}
-	counts.registry.MustRegister(newTruthMetrics(look.view, streams.xds.Peers, time.Now))
+	counts.registry.MustRegister(newTruthMetrics(look.view, heldPods(mgr.GetCache()), streams.xds.Peers, time.Now))
 	enforce := &enforcement{own: own, others: &peerStateReader{peers: peers, now: time.Now}, matches: matches, peers: peers, view: all.view, now: time.Now, log: cfg.Log}
 	return assembleLeader(cfg, mgr, auth, pub, roots, enforce)
 }

@@ -80,6 +80,12 @@ func (c *counts) observe(a *authority, s *xds.Server, r *report.Server, now func
 			}
 			return 0
 		}),
+		gauge("podseal_root_seconds_left", "Seconds until the first of issuer and roots ends; 0 without one.", func() float64 {
+			if end := rootExpiry(); end != 0 {
+				return max(end-float64(now().Unix()), 0)
+			}
+			return 0
+		}),
 		gauge("pilot_xds", "Proxies connected.", func() float64 { return float64(len(s.Peers())) }),
 		gauge("podseal_edges", "Edges of all proxies that this replica keeps.", func() float64 { _, kept, _ := r.Counts(); return float64(kept) }),
 		gauge("podseal_reporting_proxies", "Proxies that report their edges to this replica.", func() float64 { streams, _, _ := r.Counts(); return float64(streams) }),

@@ -3,11 +3,14 @@ package controlplane
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/xds"
@@ -23,26 +26,45 @@ const metricsFor = 5 * time.Second
 // scrapes: those of all replicas add up, but for the minutes, of which the least count.
 type truthMetrics struct {
 	view  func(ctx context.Context, namespace string, parts []string) (*View, error)
+	held  func(ctx context.Context) (map[string]int, error) // pods that wait uncaptured, by namespace
 	peers func() []xds.PeerStatus
 	now   func() time.Time
 
-	plaintext, proxies, without, minutes, lag *prometheus.Desc
+	plaintext, proxies, without, capture, minutes, lag *prometheus.Desc
 
 	mu   sync.Mutex
 	at   time.Time
 	last []prometheus.Metric
 }
 
-func newTruthMetrics(view func(ctx context.Context, namespace string, parts []string) (*View, error), peers func() []xds.PeerStatus, now func() time.Time) *truthMetrics {
+// heldPods counts, by namespace, the pods that are held since nothing captures them.
+func heldPods(c client.Reader) func(ctx context.Context) (map[string]int, error) {
+	return func(ctx context.Context) (map[string]int, error) {
+		var pods corev1.PodList
+		if err := c.List(ctx, &pods); err != nil {
+			return nil, fmt.Errorf("list pods: %w", err)
+		}
+		n := map[string]int{}
+		for i := range pods.Items {
+			if p := &pods.Items[i]; held(p) {
+				n[p.Namespace]++
+			}
+		}
+		return n, nil
+	}
+}
+
+func newTruthMetrics(view func(ctx context.Context, namespace string, parts []string) (*View, error), held func(ctx context.Context) (map[string]int, error), peers func() []xds.PeerStatus, now func() time.Time) *truthMetrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	return &truthMetrics{
-		view: view, peers: peers, now: now,
+		view: view, held: held, peers: peers, now: now,
 		plaintext: desc("podseal_plaintext_connections_total", "Connections without the mesh's mutual TLS to pods of the mesh, by who talks to whom; of the rarer ones the sum as (others).",
 			"source_namespace", "source", "destination_namespace", "destination", "security"),
 		proxies: desc("podseal_proxies", "Proxies, by what became of their configuration.", "config"),
 		without: desc("podseal_pods_without_proxy", "Pods without a proxy in namespaces whose new pods get one.", "namespace"),
+		capture: desc("podseal_pods_capture", "Pods of the mesh: in place, since their capture was checked before the application could start, or held, as nothing captures them.", "namespace", "state"),
 		minutes: desc("podseal_identity_minutes_left", "Minutes until the first proxy's certificate ends, if the control plane stayed away from now on."),
 		lag:     desc("podseal_config_lag_seconds", "How long the slowest proxy has not acknowledged what it was sent."),
 	}
@@ -50,7 +72,7 @@ func newTruthMetrics(view func(ctx context.Context, namespace string, parts []st
 
 // Describe implements prometheus.Collector.
 func (m *truthMetrics) Describe(into chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.plaintext, m.proxies, m.without, m.minutes, m.lag} {
+	for _, d := range []*prometheus.Desc{m.plaintext, m.proxies, m.without, m.capture, m.minutes, m.lag} {
 		into <- d
 	}
 }
@@ -93,16 +115,37 @@ func (m *truthMetrics) read() []prometheus.Metric {
 	if !first.IsZero() {
 		out = append(out, gauge(m.minutes, max(first.Sub(m.now()).Minutes(), 0)))
 	}
+	for ns, n := range m.unproxied(v) {
+		out = append(out, gauge(m.without, float64(n), ns))
+	}
+	waiting, err := m.held(ctx)
+	if err != nil {
+		return append(out, prometheus.NewInvalidMetric(m.capture, err))
+	}
+	captured := map[string]int{}
+	for i := range v.Pods {
+		if p := &v.Pods[i]; p.Mesh {
+			captured[p.Namespace]++
+		}
+	}
+	for ns, n := range waiting {
+		captured[ns] = max(captured[ns]-n, 0)
+	}
+	for ns, n := range captured {
+		out = append(out, gauge(m.capture, float64(n), ns, "in place"), gauge(m.capture, float64(waiting[ns]), ns, "held"))
+	}
+	return append(out, m.edges(v)...)
+}
+
+// unproxied counts, by namespace, the pods without a proxy where new ones get one.
+func (m *truthMetrics) unproxied(v *View) map[string]int {
 	without := map[string]int{}
 	for i := range v.Pods {
 		if p := &v.Pods[i]; slices.Contains(v.Injected, p.Namespace) {
 			without[p.Namespace] += map[bool]int{false: 1}[p.Mesh]
 		}
 	}
-	for ns, n := range without {
-		out = append(out, gauge(m.without, float64(n), ns))
-	}
-	return append(out, m.edges(v)...)
+	return without
 }
 
 // slowest is the age of the oldest answer that a proxy owes.

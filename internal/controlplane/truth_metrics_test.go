@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"podseal.io/podseal/internal/edges"
 	"podseal.io/podseal/internal/xds"
 )
@@ -20,7 +22,7 @@ func TestTruthMetrics(t *testing.T) {
 	v.Proxies[0].Config, v.Proxies[0].NotAfter = ConfigSynced, epoch.Add(90*time.Minute)
 	v.Pods = append(v.Pods, PodView{Namespace: "shop", Name: "old", Workload: "old"}, PodView{Namespace: "old", Name: "x", Workload: "cron"})
 	now, err := epoch, error(nil)
-	m := newTruthMetrics(func(context.Context, string, []string) (*View, error) { return v, err }, func() []xds.PeerStatus {
+	m := newTruthMetrics(func(context.Context, string, []string) (*View, error) { return v, err }, heldPods(fakeClient(heldPod("late", "n", "rs"), heldPod("over", "n", "rs", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }))), func() []xds.PeerStatus {
 		return []xds.PeerStatus{{Types: map[string]xds.TypeStatus{"a": {Waiting: true, LastSent: epoch.Add(-7 * time.Second)}, "b": {LastSent: epoch.Add(-time.Hour)}}}}
 	}, func() time.Time { return now })
 	want := `
@@ -33,6 +35,10 @@ podseal_identity_minutes_left 90
 # HELP podseal_plaintext_connections_total Connections without the mesh's mutual TLS to pods of the mesh, by who talks to whom; of the rarer ones the sum as (others).
 # TYPE podseal_plaintext_connections_total counter
 podseal_plaintext_connections_total{destination="api",destination_namespace="shop",security="plaintext",source="cron",source_namespace="old"} 3
+# HELP podseal_pods_capture Pods of the mesh: in place, since their capture was checked before the application could start, or held, as nothing captures them.
+# TYPE podseal_pods_capture gauge
+podseal_pods_capture{namespace="shop",state="held"} 1
+podseal_pods_capture{namespace="shop",state="in place"} 0
 # HELP podseal_pods_without_proxy Pods without a proxy in namespaces whose new pods get one.
 # TYPE podseal_pods_without_proxy gauge
 podseal_pods_without_proxy{namespace="shop"} 1
