@@ -47,6 +47,7 @@ type conn struct {
 	local  netip.AddrPort // of the last server
 	ended  bool           // a reason was given, or the sockets were closed
 	broken bool           // it was cut
+	closed bool           // and what is kept is known
 	tunnel *tunnel        // that one of the sockets belongs to; or nil
 	kept   bool           // the tunnel outlives this connection, and is no longer its business
 	checks []checkFunc
@@ -174,14 +175,15 @@ func (c *conn) end(reason policy.Reason, err error) {
 
 // close closes what is open, but a tunnel that can be used again: whatever the reason
 // is for which the connection ended, a stream that has ended as it should in both
-// directions has told the peer that it may open the next one.
+// directions has told the peer that it may open the next one. Once it is left behind,
+// the tunnel may be another connection's already.
 func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.broken && c.tunnel != nil {
+	if !c.broken && !c.closed && c.tunnel != nil {
 		c.kept = c.tunnel.tls.Idle()
 	}
-	c.ended = true
+	c.ended, c.closed = true, true
 	for _, s := range c.sockets() {
 		_ = s.Close()
 	}

@@ -270,6 +270,31 @@ func TestIdleTunnelsAreGivenUp(t *testing.T) {
 	p.kept(t, 0)
 }
 
+// A tunnel that a connection has left behind is the next one's: closing the former
+// again, as is done when its record is written, doesn't touch it.
+func TestTunnelChangesHands(t *testing.T) {
+	p := newPair(t, policy.TCP, meshtest.Echo)
+	p.once(t)
+	p.kept(t, 1)
+	var left *tunnel
+	p.clientSide.tunnels.each(func(t *tunnel) { left = t })
+	p.clientSide.tunnels.pop(left.key) // nobody else takes it
+	former := &conn{direction: directionOutbound, tunnel: left, server: left.raw}
+	former.close()
+	if former.left() != left {
+		t.Fatal("it is not left behind")
+	}
+	app, _ := tcpPair(t)
+	if _, _, err := left.tls.Open(app); err != nil {
+		t.Fatal(err)
+	}
+	former.close()
+	if err := left.raw.SetDeadline(time.Time{}); err != nil {
+		t.Errorf("closed under the next connection: %v", err)
+	}
+	left.raw.Close()
+}
+
 // A burst does not wait for tunnels: each connection that finds none makes its own.
 func TestBurstMakesItsOwn(t *testing.T) {
 	p := newPair(t, policy.TCP, meshtest.Echo)
