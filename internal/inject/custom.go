@@ -16,7 +16,7 @@ import (
 const autoImage = "auto"
 
 // overrides is the annotation proxy.istio.io/overrides: what the pod brought to
-// customize the proxy, as it brought it (contract 5.8).
+// customize the proxy, as the API server completes it (contract 5.8).
 type overrides struct {
 	Containers     []corev1.Container `json:"containers,omitempty"`
 	InitContainers []corev1.Container `json:"initContainers,omitempty"`
@@ -36,6 +36,11 @@ func takeCustom(pod *corev1.Pod) (*corev1.Pod, overrides) {
 	}
 	pod.Spec.Containers = slices.DeleteFunc(pod.Spec.Containers, isProxy)
 	pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, isProxy)
+	for _, list := range [][]corev1.Container{custom.Containers, custom.InitContainers} {
+		for i := range list {
+			complete(&list[i])
+		}
+	}
 	return pod, custom
 }
 

@@ -216,8 +216,11 @@ func (in *injection) containers() {
 	spec.InitContainers = slices.Concat(first, spec.InitContainers, last)
 }
 
+// volumes puts the proxy's before the pod's: the API server adds one of its own at the
+// end, for a pod of podseal inject after the proxy's are there, for one of the webhook
+// before.
 func (in *injection) volumes() {
-	in.pod.Spec.Volumes = slices.Concat(in.pod.Spec.Volumes, volumes(), in.user.volumes)
+	in.pod.Spec.Volumes = slices.Concat(volumes(), in.user.volumes, in.pod.Spec.Volumes)
 	for _, name := range in.Params.ImagePullSecrets {
 		ref := corev1.LocalObjectReference{Name: name}
 		if !slices.Contains(in.pod.Spec.ImagePullSecrets, ref) {
