@@ -13,12 +13,15 @@ import (
 // maxRoots bounds how many roots one bundle may hold.
 const maxRoots = 64
 
-// Bundle is the set of roots that a mesh trusts. It is immutable.
+// Bundle is the set of roots that a mesh trusts. It is immutable, but for the outcomes
+// of verification that it keeps.
 type Bundle struct {
 	pem   []byte
 	hash  string
 	roots []*x509.Certificate
 	pool  *x509.CertPool
+
+	verified verified // a bundle that says anything else has one of its own
 }
 
 // ParseBundle reads PEM certificates, each of which must be a CA. All roots of

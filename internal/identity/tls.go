@@ -115,26 +115,16 @@ func ServerConfig(snap *Snapshot, offered []string, now func() time.Time) *tls.C
 }
 
 // VerifyPeer checks a presented chain against the bundle and the trust domains
-// and returns the identity that it proves.
+// and returns the identity that it proves. The bundle remembers chains that it has
+// verified while all certificates in them are valid; trust domains, and what callers
+// compare the identity with, are looked at each time.
 func VerifyPeer(snap *Snapshot, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (ID, error) {
 	if len(chain) == 0 {
 		return ID{}, errors.New("peer presented no certificate")
 	}
-	opts := x509.VerifyOptions{
-		Roots:         snap.Bundle.Pool(),
-		Intermediates: x509.NewCertPool(),
-		KeyUsages:     []x509.ExtKeyUsage{usage},
-		CurrentTime:   now,
-	}
-	for _, c := range chain[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	if _, err := chain[0].Verify(opts); err != nil {
-		return ID{}, fmt.Errorf("verify peer certificate: %w", err)
-	}
-	id, err := FromCertificate(chain[0])
+	id, err := snap.Bundle.verify(chain, usage, now)
 	if err != nil {
-		return ID{}, fmt.Errorf("verify peer certificate: %w", err)
+		return ID{}, err
 	}
 	if !slices.Contains(snap.TrustDomains, id.TrustDomain()) {
 		return ID{}, fmt.Errorf("%w: %q", ErrTrustDomain, id.TrustDomain())
