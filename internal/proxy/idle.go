@@ -6,8 +6,13 @@ import (
 )
 
 // idleAfter is how long nothing must have been carried: long enough that an
-// application that calls every few seconds is left alone.
-const idleAfter = 30 * time.Second
+// application that calls every few seconds is left alone. What the start and the
+// first connections needed once is given back sooner: the first time after idleSoon,
+// then after twice as long each time.
+const (
+	idleSoon  = 500 * time.Millisecond
+	idleAfter = 30 * time.Second
+)
 
 // A burst of connections leaves behind what their handshakes took, several times
 // what they hold when they are quiet. It is collected once none came for burstOver.
@@ -37,8 +42,8 @@ type work struct {
 	moved int64  // bytes, on those that are open
 }
 
-// tellIdle calls OnIdle at once, and then every idleAfter for as long as no
-// connection comes or ends and no byte moves. Connections may be open: what their
+// tellIdle calls OnIdle at once, soon again, and then every idleAfter for as long as
+// no connection comes or ends and no byte moves. Connections may be open: what their
 // beginning took in memory is not needed while they wait. It is called again and
 // again because what an idle proxy does (probes, reports, news of the control
 // plane) brings memory back. After a burst of connections it is called as soon as
@@ -47,7 +52,8 @@ func (p *proxy) tellIdle(ctx context.Context) {
 	p.cfg.OnIdle(SpareGarbage | SpareProgram)
 	var collected, seen work
 	since := 0 // times told since garbage was collected
-	tick, quiet := time.NewTicker(idleAfter), time.NewTimer(idleAfter)
+	pause := idleSoon
+	tick, quiet := time.NewTicker(pause), time.NewTimer(idleAfter)
 	defer tick.Stop()
 	defer quiet.Stop()
 	quiet.Stop()
@@ -71,6 +77,10 @@ func (p *proxy) tellIdle(ctx context.Context) {
 			now := p.conns.work()
 			p.conns.rest(time.Now().Add(-idleAfter))
 			if now == seen {
+				if pause < idleAfter {
+					pause = min(2*pause, idleAfter)
+					tick.Reset(pause)
+				}
 				since++
 				what := SpareProgram
 				if now != collected || since >= collectAgain {

@@ -34,7 +34,19 @@ func TestTellIdle(t *testing.T) {
 				t.Errorf("%s: called %d times, %d times to collect, want %d and %d", what, calls, collections, wantCalls, wantCollections)
 			}
 		}
-		after(time.Second, 1, 1, "ready")
+		after(idleSoon/2, 1, 1, "ready")
+		for range 10 { // what a start carries puts it off
+			p.conns.add(&conn{})
+			after(idleSoon, 0, 0, "connections come at the start")
+		}
+		after(idleSoon, 1, 1, "the first pause")
+		soon, again := 2*idleSoon, int32(0) // once after each pause that is twice as long
+		for ; soon < idleAfter; soon *= 2 {
+			again++
+			after(soon, 1, again/collectAgain, "pauses become longer")
+			again %= collectAgain
+		}
+		after(idleAfter, 1, (again+1)/collectAgain, "the first long pause")
 		after(12*idleAfter, 12, 12/collectAgain, "no connection yet")
 		c := &conn{}
 		p.conns.add(c)
