@@ -101,9 +101,10 @@ func (c *chain) loadgen(args ...string) program {
 	return program{name: filepath.Join(c.options.dir, "loadgen"), args: args, user: appUser}
 }
 
-// captureBoth redirects both pods' traffic as Podseal's init container does:
-// every proxy is captured into in the same way. Another build of Podseal brings
-// its own.
+// captureBoth redirects both pods' traffic as Podseal's init container does: the
+// rules are the same for every proxy. Another build of Podseal brings its own. What
+// that container does besides, for Podseal's speed, others don't get: no mesh of
+// theirs would do it.
 func (c *chain) captureBoth(ctx context.Context) error {
 	g := program{name: filepath.Join(c.options.Bin, "podseal-proxy")}
 	if c.peer.podseal {
@@ -118,6 +119,12 @@ func (c *chain) captureBoth(ctx context.Context) error {
 			return err
 		}
 		if err := p.do(nil, tune); err != nil {
+			return err
+		}
+		if c.peer.podseal || c.peer.wide {
+			continue
+		}
+		if err := p.do(nil, narrow); err != nil {
 			return err
 		}
 	}

@@ -42,6 +42,7 @@ type peer struct {
 	command func(program string, s site) (program, error)
 	podseal bool // its proxies need a control plane
 	mlkem   bool // it keeps its own choice of key exchange
+	wide    bool // it has the lo that Podseal's capture makes, and not the kernel's
 	port    int  // of the application that the client calls; 0 is appPort
 	chain   string
 	only    string // the one group of scenarios that it takes part in; "" is all
@@ -81,6 +82,9 @@ func unable(name, why string) func(Options) (string, error) {
 	}
 }
 
+// asideWide is said of peers that are given what Podseal does for its own pods.
+const asideWide = "larger segments on lo are Podseal's doing"
+
 // peers are all that could be measured, in the order of the tables.
 func peers() []peer {
 	return []peer{
@@ -95,6 +99,8 @@ func peers() []peer {
 		{name: "envoy-http", title: "Envoy, HTTP inbound", find: given("envoy"), command: envoy(true), only: "http", aside: "it inspects HTTP"},
 		{name: "ztunnel", title: "ztunnel", find: unable("ztunnel", "it needs a node's namespaces, or a local configuration that nobody has tried here")},
 		{name: "linkerd2-proxy", title: "linkerd2-proxy", find: unable("linkerd2-proxy", "it takes identity, destinations and policy from Linkerd's own control plane only")},
+		{name: "haproxy-wide", title: "HAProxy, lo as in Podseal's pods", find: inPath("haproxy", "haproxy"), command: haproxy(false), wide: true, only: groupBulk, aside: asideWide},
+		{name: "nginx-wide", title: "nginx stream, lo as in Podseal's pods", find: inPath("nginx", "nginx-light libnginx-mod-stream"), command: nginx, wide: true, only: groupBulk, aside: asideWide},
 		{name: "podseal", title: "**Podseal**", find: podsealProgram, command: podseal, podseal: true},
 		{name: "podseal-http", title: "**Podseal**, HTTP inspected", find: podsealProgram, command: podseal, podseal: true, port: httpPort, chain: "podseal", only: "http"},
 		{name: "podseal-default", title: "**Podseal**, X25519MLKEM768", find: podsealProgram, command: podseal, podseal: true, mlkem: true, aside: "another key exchange"},

@@ -19,6 +19,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"podseal.io/podseal/internal/capture"
 )
 
 // Users: of the application and, which capture leaves alone, of the proxy.
@@ -161,6 +163,26 @@ func tune() error {
 		}
 	}
 	return nil
+}
+
+// kernelSegment, in bytes, is how large TCP's segments on lo are in a new network
+// namespace.
+const kernelSegment = 65536
+
+// narrow makes lo what it is in a pod that nobody has told otherwise.
+func narrow() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := errors.Join(netlink.LinkSetGSOMaxSize(lo, kernelSegment), netlink.LinkSetGSOIPv4MaxSize(lo, kernelSegment)); err != nil {
+		return fmt.Errorf("make lo what it was: %w", err)
+	}
+	got, err := capture.LoopbackSegment()
+	if err == nil && got != kernelSegment {
+		err = fmt.Errorf("lo has segments of %d bytes, want %d", got, kernelSegment)
+	}
+	return err
 }
 
 // program is something to run in a pod.
