@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
@@ -28,13 +29,21 @@ func (u until) Deadline() (time.Time, bool) {
 // dialKernel connects over TCP, from a certain address or any.
 func dialKernel(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error { return begin(raw, from, to) }}
 	if !from.IsValid() {
-		var d net.Dialer
+		d.Control = latePort // DialTCP always binds
 		return d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
 	}
-	// what is in this pod doesn't vanish without a word
-	d := net.Dialer{KeepAlive: -1, Control: latePort}
-	return d.DialTCP(ctx, "tcp", netip.AddrPortFrom(from, 0), to)
+	d.KeepAlive = -1 // what is in this pod doesn't vanish without a word
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil, errors.Join(errors.New("not TCP"), c.Close())
+	}
+	return tcp, nil
 }
 
 // latePort lets the kernel choose the source port at connect and not at bind:
@@ -43,6 +52,28 @@ func latePort(_, _ string, raw syscall.RawConn) error {
 	var failed error
 	err := raw.Control(func(fd uintptr) {
 		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	})
+	return errors.Join(err, failed)
+}
+
+// begin begins to connect a new socket from an address, to save package net a wait:
+// it would ask the poller when the socket is connected. Within a pod it is when
+// connect returns, though the kernel says that it is under way; so package net, which
+// asks once more, finds it done. What has failed it finds out likewise.
+func begin(raw syscall.RawConn, from netip.Addr, to netip.AddrPort) error {
+	failed := latePort("", "", raw)
+	err := raw.Control(func(fd uintptr) {
+		var source, target unix.Sockaddr
+		if to.Addr().Is4() {
+			source, target = &unix.SockaddrInet4{Addr: from.As4()}, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
+		} else {
+			source, target = &unix.SockaddrInet6{Addr: from.As16()}, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
+		}
+		if err := unix.Bind(int(fd), source); err != nil {
+			failed = os.NewSyscallError("bind", err)
+			return
+		}
+		_ = unix.Connect(int(fd), target)
 	})
 	return errors.Join(err, failed)
 }
