@@ -48,7 +48,7 @@ func runProxy(ctx context.Context, args []string, getenv func(string) string, st
 	newCollector().run()
 	out := &lines{w: stdout}
 	defer out.flush()
-	cfg.AccessLog = out
+	cfg.AccessLog, cfg.RecordLog = out, out
 	cfg.Log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
 	var err error
 	if cfg.LoopbackSegment, err = capture.LoopbackSegment(); err != nil { // it is only reported

@@ -115,6 +115,10 @@ type Config struct {
 	// LoopbackSegment is how much TCP hands over lo in one piece at most, in bytes;
 	// 0 is unknown. It is only reported.
 	LoopbackSegment int
+	// RecordLog is where records go that Log would write, in the same words, if its
+	// handler is slog's for JSON and writes there too. One Write is one line. nil has
+	// Log write them.
+	RecordLog io.Writer
 	// AccessLog is where the access log goes, one Write for each line. nil is nowhere.
 	AccessLog io.Writer
 	// Now is the time that certificates are checked against. nil is time.Now.
@@ -160,6 +164,7 @@ type proxy struct {
 	h2Buffers   h2.Buffers
 	metrics     *metrics.Set
 	records     ring
+	recordLog   recordLog
 	accessLog   accessLog
 	edges       *edges.Table
 	matches     *matches
@@ -453,7 +458,7 @@ func (p *proxy) finish(ctx context.Context, c *conn) {
 	}
 	p.countEnd(c, &r, time.Now())
 	p.records.add(r)
-	r.log(ctx, p.log)
+	p.recordLog.write(ctx, &r, &p.cfg)
 	p.logConnection(c, &r)
 }
 

@@ -1,8 +1,6 @@
 package proxy
 
 import (
-	"context"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,7 +29,7 @@ const (
 	securityTLS        = "tls" // made by this proxy as a DestinationRule describes it
 )
 
-// Record is what happened on one connection: a log line, and an entry of
+// Record is what happened on one connection: a log line ([recordLog]), and an entry of
 // GET /records on the admin port. Empty fields are unknown or don't apply.
 type Record struct {
 	Start     time.Time `json:"start"`
@@ -77,64 +75,6 @@ type Record struct {
 
 	Reason policy.Reason `json:"reason,omitempty"`
 	Error  string        `json:"error,omitempty"`
-}
-
-// log writes the record as one line.
-func (r *Record) log(ctx context.Context, log *slog.Logger) {
-	if !log.Enabled(ctx, slog.LevelInfo) {
-		return
-	}
-	var room [40]slog.Attr
-	attrs := room[:0]
-	text := func(key, value string) {
-		if value != "" {
-			attrs = append(attrs, slog.Attr{Key: key, Value: slog.StringValue(value)})
-		}
-	}
-	addr := func(key string, a netip.AddrPort) {
-		if a.IsValid() {
-			text(key, a.String())
-		}
-	}
-	text("direction", r.Direction)
-	addr("src_addr", r.Source)
-	addr("dst_addr", r.Destination)
-	addr("endpoint", r.Endpoint)
-	text("src_workload", r.SourceWorkload)
-	text("src_identity", r.SourceIdentity)
-	text("dst_workload", r.DestinationWorkload)
-	text("dst_identity", r.DestinationIdentity)
-	text("service", r.Service)
-	text("protocol", r.Protocol)
-	text("security", r.Security)
-	text("rule", r.Rule)
-	text("tls_version", r.TLSVersion)
-	text("tls_group", r.TLSGroup)
-	text("tls_cipher", r.TLSCipher)
-	text("src_serial", r.SourceSerial)
-	text("dst_serial", r.DestinationSerial)
-	text("alpn", r.ALPN)
-	text("sni", r.SNI)
-	if r.Reused {
-		attrs = append(attrs, slog.Bool("reused", true))
-	}
-	attrs = append(attrs, slog.Int64("bytes_sent", r.BytesSent), slog.Int64("bytes_received", r.BytesReceived))
-	if r.Requests > 0 {
-		attrs = append(attrs, slog.Int64("requests", r.Requests))
-	}
-	if r.RequestsDenied > 0 {
-		attrs = append(attrs, slog.Int64("requests_denied", r.RequestsDenied))
-	}
-	attrs = append(attrs, slog.Int64("duration_ms", r.DurationMS))
-	text("policy", r.Policy)
-	text("audited", r.Audited)
-	text("dry_run", r.DryRun)
-	text("dry_run_policy", r.DryRunPolicy)
-	text("reason", string(r.Reason))
-	text("error", r.Error)
-	line := slog.NewRecord(time.Now(), slog.LevelInfo, "connection", 0) // where in the program says nothing, and takes time
-	line.AddAttrs(attrs...)
-	_ = log.Handler().Handle(ctx, line) // as slog.Logger does
 }
 
 // brief cuts a text to at most n bytes, and copies what it cuts so that the rest
