@@ -237,8 +237,8 @@ func TestSuites(t *testing.T) {
 	}
 }
 
-// TestNoResumption: neither side keeps sessions, so every connection proves who
-// is at its ends (contract 2.25).
+// TestNoResumption: neither side keeps sessions by itself; tlsconn adds what it takes
+// (contract 2.25).
 func TestNoResumption(t *testing.T) {
 	ca := newCA(t)
 	s := ca.snapshot(t, now.Add(time.Hour), web)

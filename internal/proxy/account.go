@@ -61,6 +61,7 @@ func (r *Record) tlsFacts(cs tls.ConnectionState) {
 	r.TLSVersion = tls.VersionName(cs.Version)
 	r.TLSGroup = cs.CurveID.String()
 	r.TLSCipher = cipherName(cs.CipherSuite)
+	r.Resumed = cs.DidResume
 }
 
 // samePeer reports whether a workload found by address is the one that proved

@@ -88,11 +88,7 @@ func (p *proxy) callMesh(c *conn, to routing, server *net.TCPConn) (stream, erro
 		return nil, err
 	}
 	alpn := slices.DeleteFunc(slices.Clone(to.alpn), func(name string) bool { return name == identity.ALPNStreams })
-	cfg := identity.ClientConfig(snap, to.want, to.sni, alpn, p.cfg.Now)
-	if len(to.accept) > 0 {
-		identity.Accept(cfg, snap, to.accept, p.cfg.Now)
-	}
-	encrypted, err := p.tls.Client(server, cfg, time.Now().Add(handshakeTimeout))
+	encrypted, err := p.shakeHands(&to, snap, alpn, server, time.Now().Add(handshakeTimeout))
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,7 @@ func alpnBytes(names ...string) string {
 
 // Numbers of extensions.
 const (
-	extSNI, extGroups, extALPN, extEMS, extTicket, extPSK, extEarly, extVersions, extKeyShare = 0, 10, 16, 23, 35, 41, 42, 43, 51
+	extSNI, extGroups, extALPN, extEMS, extTicket, extPSK, extEarly, extVersions, extPSKModes, extKeyShare = 0, 10, 16, 23, 35, 41, 42, 43, 45, 51
 )
 
 // TestHelloBytes is what a mesh peer that is no proxy of ours gets from us, byte by
@@ -143,14 +143,16 @@ func TestHelloBytes(t *testing.T) {
 			sni := binary.BigEndian.AppendUint16(nil, uint16(len(name)+3))
 			sni = append(binary.BigEndian.AppendUint16(append(sni, 0), uint16(len(name))), name...)
 			for kind, want := range map[uint16]string{
-				extSNI: hex.EncodeToString(sni), extALPN: alpn, extVersions: "0403040303", extGroups: "000611ec001d0017", extTicket: "", extPSK: "", extEarly: "",
+				extSNI: hex.EncodeToString(sni), extALPN: alpn, extVersions: "0403040303", extGroups: "000611ec001d0017", extTicket: "", extPSKModes: "0101",
 			} {
 				if ext[kind] != want {
 					t.Errorf("extension %d: %s, want %s", kind, ext[kind], want)
 				}
 			}
-			if _, there := ext[extTicket]; there {
-				t.Error("asks for a session ticket")
+			for _, kind := range []uint16{extPSK, extEarly} {
+				if _, there := ext[kind]; there {
+					t.Errorf("extension %d without a session", kind)
+				}
 			}
 			if !strings.HasPrefix(ext[extKeyShare][4:], "11ec") {
 				t.Errorf("key share %.20s", ext[extKeyShare])

@@ -236,7 +236,9 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 		offered = []string{"http/1.1"} // what is inside reaches the application as it is: h2 is not for every one
 	}
 	began := time.Now()
-	client, err := in.p.tls.Server(in.c.client, first.client, identity.ServerConfig(snap, offered, in.p.cfg.Now), began.Add(handshakeTimeout))
+	cfg := identity.ServerConfig(snap, offered, in.p.cfg.Now)
+	in.p.tls.Issue(cfg, snap)
+	client, err := in.p.tls.Server(in.c.client, first.client, cfg, began.Add(handshakeTimeout))
 	if err != nil {
 		return nil, err
 	}

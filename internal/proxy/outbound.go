@@ -313,11 +313,7 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 		return nil, err
 	}
 	began := time.Now()
-	cfg := identity.ClientConfig(snap, to.want, to.sni, to.alpn, p.cfg.Now)
-	if len(to.accept) > 0 {
-		identity.Accept(cfg, snap, to.accept, p.cfg.Now)
-	}
-	encrypted, err := p.tls.Client(server, cfg, began.Add(handshakeTimeout))
+	encrypted, err := p.shakeHands(&to, snap, to.alpn, server, began.Add(handshakeTimeout))
 	if err != nil {
 		return nil, err
 	}
@@ -336,6 +332,19 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 	}
 	p.watchPeer(c, snap, f.state.PeerCertificates, x509.ExtKeyUsageServerAuth)
 	return encrypted, nil
+}
+
+// shakeHands makes the handshake with a peer of the mesh, in full or as the
+// continuation of a session with it. Either proves that it is what the routing wants.
+func (p *proxy) shakeHands(to *routing, snap *identity.Snapshot, alpn []string, server *net.TCPConn, deadline time.Time) (*tlsconn.Conn, error) {
+	cfg := identity.ClientConfig(snap, to.want, to.sni, alpn, p.cfg.Now)
+	if len(to.accept) > 0 {
+		identity.Accept(cfg, snap, to.accept, p.cfg.Now)
+	}
+	if !to.anybody { // who answers has its own keys
+		p.tls.Resume(cfg, snap, tlsconn.Peer{Endpoint: to.endpoint, Want: to.want, Accept: strings.Join(to.accept, " ")})
+	}
+	return p.tls.Client(server, cfg, deadline) //nolint:wrapcheck // callers have one error for all that goes wrong
 }
 
 // watchPeer checks the peer, whose chain snap has verified, again whenever whom we

@@ -57,7 +57,8 @@ type Record struct {
 	TLSCipher  string `json:"tls_cipher,omitempty"`
 	ALPN       string `json:"alpn,omitempty"` // what the client offered
 	SNI        string `json:"sni,omitempty"`
-	Reused     bool   `json:"reused,omitempty"` // the handshake was an earlier connection's
+	Reused     bool   `json:"reused,omitempty"`  // the handshake was an earlier connection's
+	Resumed    bool   `json:"resumed,omitempty"` // the handshake continued an earlier session
 
 	BytesSent     int64 `json:"bytes_sent"`     // to the client
 	BytesReceived int64 `json:"bytes_received"` // from the client

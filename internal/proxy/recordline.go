@@ -153,6 +153,9 @@ func (r *Record) visit(v recordVisitor) {
 	if r.Reused {
 		v.yes("reused")
 	}
+	if r.Resumed {
+		v.yes("resumed")
+	}
 	v.number("bytes_sent", r.BytesSent)
 	v.number("bytes_received", r.BytesReceived)
 	if r.Requests > 0 {

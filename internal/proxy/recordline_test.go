@@ -16,7 +16,7 @@ import (
 // fullRecord has something in every field.
 func fullRecord() Record {
 	at := netip.MustParseAddrPort("[fd00::1]:80")
-	r := Record{Start: time.Now(), Source: at, Destination: netip.MustParseAddrPort("10.0.0.1:8080"), Endpoint: at, Local: at, Reused: true, BytesSent: 1, BytesReceived: 1 << 40, Requests: 3, DurationMS: -1, RequestsDenied: 2}
+	r := Record{Start: time.Now(), Source: at, Destination: netip.MustParseAddrPort("10.0.0.1:8080"), Endpoint: at, Local: at, Reused: true, Resumed: true, BytesSent: 1, BytesReceived: 1 << 40, Requests: 3, DurationMS: -1, RequestsDenied: 2}
 	v := reflect.ValueOf(&r).Elem()
 	for i := range v.NumField() {
 		if f := v.Field(i); f.Kind() == reflect.String {

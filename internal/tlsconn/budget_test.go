@@ -5,6 +5,7 @@ package tlsconn
 import (
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"testing"
@@ -28,9 +29,17 @@ func inUse() uint64 {
 // An idle relay, with the goroutines that a proxy has for it, holds no buffer and
 // little else, however much it has carried before.
 func TestIdleMemory(t *testing.T) {
+	for name, places := range map[string]int{"one server": 1, "many servers": 200} {
+		t.Run(name, func(t *testing.T) { idleMemory(t, places) })
+	}
+}
+
+// idleMemory has relays to so many servers. With each of them a session is kept.
+func idleMemory(t *testing.T, places int) {
 	const n = 200
-	var p Pool
-	cc, sc := configs(t, "")
+	c := newCouple(t)
+	c.servers = c.clients
+	p := c.clients
 	deadline := time.Now().Add(30 * time.Second)
 	type end struct{ tls, plain, app *net.TCPConn }
 	ends, conns := make([]end, 2*n), make([]*Conn, 2*n)
@@ -43,14 +52,16 @@ func TestIdleMemory(t *testing.T) {
 	before := inUse()
 	var done, up sync.WaitGroup
 	for i, e := range ends {
+		c.peer.Endpoint = netip.AddrPortFrom(c.peer.Endpoint.Addr(), uint16(1+i/2%places))
+		cc, sc := c.configs()
 		up.Add(1)
 		done.Go(func() {
 			var c *Conn
 			var err error
 			if i%2 == 0 {
-				c, err = p.Client(e.tls, cc.Clone(), deadline)
+				c, err = p.Client(e.tls, cc, deadline)
 			} else {
-				c, err = p.Server(e.tls, nil, sc.Clone(), deadline)
+				c, err = p.Server(e.tls, nil, sc, deadline)
 			}
 			conns[i] = c
 			up.Done()
@@ -74,6 +85,9 @@ func TestIdleMemory(t *testing.T) {
 	}
 	for _, c := range conns {
 		c.Rest()
+	}
+	if len(p.sessions.known) != places {
+		t.Errorf("%d sessions are kept, of %d", len(p.sessions.known), places)
 	}
 	each := (inUse() - before) / uint64(len(ends))
 	t.Logf("%d bytes per idle relay", each)

@@ -67,9 +67,20 @@ type under struct {
 	left  int // of the record that crypto/tls is reading
 
 	sent []byte // whole records
+
+	replaying bool // crypto/tls reads what is in replay and no more, and sends nothing
+	replay    []byte
 }
 
 func (u *under) Read(p []byte) (int, error) {
+	if u.replaying {
+		if len(u.replay) == 0 {
+			return 0, os.ErrDeadlineExceeded // after which crypto/tls goes on where it was
+		}
+		n := copy(p, u.replay)
+		u.replay = u.replay[n:]
+		return n, nil
+	}
 	if u.passing && u.buf == nil {
 		return u.TCPConn.Read(p)
 	}
@@ -120,6 +131,9 @@ func (u *under) fill() error {
 }
 
 func (u *under) Write(p []byte) (int, error) {
+	if u.replaying {
+		return 0, net.ErrClosed
+	}
 	if !u.passing && u.secrets.client != nil {
 		u.sent = append(u.sent, p...)
 	}
@@ -206,8 +220,12 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 		p.turns.leave()
 		done <- err
 	}()
+	offered, _ := cfg.ClientSessionCache.(*offer) // Resume
 	if err := <-done; err != nil {
 		u.drop()
+		if offered != nil {
+			offered.forget()
+		}
 		return nil, fmt.Errorf("tls handshake: %w", err)
 	}
 	if err := raw.SetDeadline(time.Time{}); err != nil {
@@ -224,6 +242,11 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 	if conn.records == nil {
 		u.pass()
 		conn.tls = c
+	}
+	if offered != nil {
+		if asks := offered.finished(c, u, conn); asks != nil {
+			conn.records.in.ask.Store(asks)
+		}
 	}
 	return conn, nil
 }

@@ -99,6 +99,10 @@ type Pool struct {
 	free  [classes]sync.Pool
 	turns turns
 	certs certificates
+
+	tickets  tickets
+	sessions sessions
+
 	quick sync.Pool    // of *quickWrite
 	lent  atomic.Int64 // bytes in large buffers that are in use
 }

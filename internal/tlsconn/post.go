@@ -10,9 +10,8 @@ const (
 	maxTicket = 64 << 10 // crypto/tls takes no longer ones
 )
 
-// postHandshake follows messages, which may be spread over records. Of a ticket
-// nothing is kept: sessions are not resumed from here. The zero value is between
-// two messages.
+// postHandshake follows messages, which may be spread over records. Tickets
+// are crypto/tls' business (asker). The zero value is between two messages.
 type postHandshake struct {
 	head [4]byte // type and length
 	have int     // bytes of head

@@ -1,6 +1,7 @@
 package tlsconn
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +50,7 @@ type reader struct {
 	post    postHandshake
 	client  bool // we are the client
 	streams streams
+	ask     atomic.Pointer[asker] // until a ticket has come, or will not come
 
 	// Of the read that is going on; try is a field so that it is made once.
 	try   func(fd uintptr) bool
@@ -270,12 +273,43 @@ func (r *reader) openRecord(p []byte) (direct []byte, there bool, err error) {
 	if size-tagLen <= len(p) {
 		dst = p[:0:len(p)]
 	}
+	asks := r.ask.Load()
+	var sealed []byte
+	if asks != nil {
+		sealed = asks.copy(rec)
+	}
 	inner, err := r.keys.open(dst, rec)
 	if err != nil {
 		return nil, false, r.fail(alertBadRecordMAC, "it can't be authenticated")
 	}
 	direct, err = r.content(inner, dst == nil)
+	if asks != nil {
+		r.answered(asks, sealed, inner, err)
+	}
 	return direct, true, err
+}
+
+// answered looks whether a record, which content has taken, had tickets in it.
+func (r *reader) answered(asks *asker, sealed, inner []byte, err error) {
+	inner = bytes.TrimRight(inner, "\x00")
+	switch {
+	case err != nil:
+		r.askNoMore()
+		return
+	case sealed == nil || inner[len(inner)-1] != typeHandshake || r.post.typ() != messageTicket:
+		asks.offer.none()
+	case asks.take(sealed):
+		return
+	}
+	r.ask.Store(nil)
+}
+
+// askNoMore leaves it to another connection to ask for a ticket. It may be called at
+// any time.
+func (r *reader) askNoMore() {
+	if asks := r.ask.Swap(nil); asks != nil {
+		asks.offer.forget()
+	}
 }
 
 // content takes what was in a record: it keeps or returns application data, and
@@ -351,6 +385,7 @@ func (r *reader) alert(content []byte) error {
 // fail ends the connection: the alert says why to the peer, the error to us.
 func (r *reader) fail(alert byte, why string) error {
 	r.err = &BadRecordError{Alert: tls.AlertError(alert), Why: why}
+	r.askNoMore()
 	r.keys.forget()
 	r.out.fail(alert, r.err)
 	return r.err

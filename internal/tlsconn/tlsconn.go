@@ -20,6 +20,10 @@
 // shrinks when it would have fitted in less, and while a read waits there is no
 // buffer at all. What is small goes out at once.
 //
+// Sessions of TLS 1.3 are resumed where both sides ask for it ([Pool.Resume],
+// [Pool.Issue]): tickets are bound to what is in force at either end, and who the
+// other is is verified all the same.
+//
 // Invariants: every byte delivered was authenticated, in order. Nothing is sent but
 // records. After an error a direction delivers, or sends, nothing more. A handshake
 // after which it is not clear what comes next is an error, and anything but TLS 1.3
@@ -132,6 +136,7 @@ func (c *Conn) Reset() {
 // connections that have been quiet for a while. It may be called at any time.
 func (c *Conn) Rest() {
 	if c.records != nil {
+		c.records.in.askNoMore()
 		c.records.in.keys.rest()
 		c.records.out.keys.rest()
 	}
