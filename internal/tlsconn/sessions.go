@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"weak"
 
 	"podseal.io/podseal/internal/identity"
 )
@@ -39,7 +40,7 @@ type sessionKey struct {
 // than the last that was asked for are of no use. The zero value is ready.
 type sessions struct {
 	mu    sync.Mutex
-	snap  *identity.Snapshot
+	snap  weak.Pointer[identity.Snapshot] // holds no private key that has been replaced
 	known map[sessionKey]*session
 }
 
@@ -84,8 +85,8 @@ func (p *Pool) Resume(cfg *tls.Config, snap *identity.Snapshot, peer Peer) {
 func (s *sessions) find(key sessionKey, snap *identity.Snapshot, now time.Time) (found *session, ours bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.snap != snap {
-		s.snap, s.known = snap, map[sessionKey]*session{}
+	if s.snap != weak.Make(snap) {
+		s.snap, s.known = weak.Make(snap), map[sessionKey]*session{}
 	}
 	if found = s.known[key]; found != nil && found.holds(now) {
 		return found, false

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"podseal.io/podseal/internal/identity"
 )
@@ -35,27 +36,28 @@ const (
 // They never leave the process. The zero value is ready.
 type tickets struct {
 	mu     sync.Mutex
-	snap   *identity.Snapshot
-	keys   [2][32]byte // of now and of before
-	made   time.Time   // the first of them
-	sealer *tls.Config // has them
+	snap   weak.Pointer[identity.Snapshot] // holds no private key that has been replaced
+	keys   [2][32]byte                     // of now and of before
+	made   time.Time                       // the first of them
+	sealer *tls.Config                     // has them
 }
 
 // current returns what seals and opens tickets of a snapshot.
 func (t *tickets) current(snap *identity.Snapshot, now time.Time) *tls.Config {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	same := t.snap == weak.Make(snap)
 	age := now.Sub(t.made)
 	switch {
-	case t.snap == snap && age >= 0 && age < ticketLife:
+	case same && age >= 0 && age < ticketLife:
 		return t.sealer
-	case t.snap == snap && age >= 0 && age < 2*ticketLife:
+	case same && age >= 0 && age < 2*ticketLife:
 		t.keys[1] = t.keys[0]
 	default:
 		_, _ = rand.Read(t.keys[1][:]) // never fails; opens nothing
 	}
 	_, _ = rand.Read(t.keys[0][:])
-	t.snap, t.made, t.sealer = snap, now, &tls.Config{MinVersion: tls.VersionTLS13}
+	t.snap, t.made, t.sealer = weak.Make(snap), now, &tls.Config{MinVersion: tls.VersionTLS13}
 	t.sealer.SetSessionTicketKeys(t.keys[:])
 	return t.sealer
 }
