@@ -2,14 +2,17 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
-	"reflect"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
 
 	"podseal.io/podseal/test/e2e/walkthrough"
 )
@@ -162,46 +165,101 @@ func testLife(t *testing.T, e *env) {
 	e.must(t, `kubectl patch moduleconfig istio --type merge -p '{"spec":{"settings":null}}' && kubectl delete namespace life life-pods life-other --wait=false`)
 }
 
-// testTwins: what podseal inject makes of a pod is what the webhook makes of it, and it
-// runs in the mesh where there is no webhook.
+// testTwins: what podseal inject makes of pods is what the webhook makes of them, by the
+// API server itself, and it runs in the mesh where there is no webhook.
 func (e *env) testTwins(t *testing.T) {
 	t.Helper()
 	manifest := filepath.Join(t.TempDir(), "twin.yaml")
-	write := func(namespace string) {
-		if err := os.WriteFile(manifest, []byte(strings.NewReplacer("NAMESPACE", namespace, "IMAGE", walkthrough.Image).Replace(twin)), 0o600); err != nil {
+	write := func(namespace string, more ...string) {
+		text := strings.NewReplacer("NAMESPACE", namespace, "IMAGE", walkthrough.Image).Replace(twin) + strings.Join(more, "")
+		if err := os.WriteFile(manifest, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write("life")
-	byHand := filepath.Join(e.s.Bin, "podseal") + " inject -f - <'" + manifest + "' | kubectl "
-	one := e.must(t, "kubectl create --dry-run=server -o json -f - <'%s'", manifest)
-	two := e.must(t, "%s create --dry-run=server -o json -f -", byHand)
-	if a, b := pod(t, one), pod(t, two); !reflect.DeepEqual(a, b) {
-		t.Errorf("the webhook gives\n%s\npodseal inject\n%s", one, two)
+	golden := goldenPods(t, "life")
+	write("life", golden...)
+	byHand := filepath.Join(e.s.Bin, "podseal") + " inject -f - <'" + manifest + "' 2>/dev/null | kubectl "
+	one := pods(t, e.must(t, "kubectl create --dry-run=server -o json -f - <'%s' 2>/dev/null", manifest))
+	two := pods(t, e.must(t, "%s create --dry-run=server -o json -f - 2>/dev/null", byHand))
+	for name, pod := range one {
+		if diff := cmp.Diff(pod, two[name]); diff != "" {
+			t.Errorf("pod %s: the webhook (-) and podseal inject (+) differ:\n%s", name, diff)
+		}
+	}
+	if len(one) != len(golden)+1 || len(two) != len(one) || len(golden) < 10 {
+		t.Errorf("%d pods, %d by the webhook, %d by podseal inject", len(golden)+1, len(one), len(two))
 	}
 	write("life-pods")
 	e.must(t, "%s apply -f - && kubectl -n life-pods wait --for=condition=Ready pod/twin --timeout=60s", byHand)
 	e.must(t, "kubectl -n life-pods exec twin -c web -- curl -sSfo /dev/null -m 10 http://web.life/")
 }
 
-// pod is what of a pod's JSON doesn't differ between two that are made alike: without the
-// name of a volume that is random, the order of volumes, and the note of what the user's
-// own istio-proxy container was, which the API server has filled in for one of them.
-func pod(t *testing.T, text string) map[string]any {
+// goldenPods are the pods that injection is tested with, as documents, of those that are
+// accepted by the settings of this cluster.
+func goldenPods(t *testing.T, namespace string) []string {
+	t.Helper()
+	files, err := filepath.Glob("../../internal/inject/testdata/*.in.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var docs []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c struct {
+			Pod      map[string]any `json:"pod"`
+			Settings map[string]any `json:"settings"`
+		}
+		if err := yaml.Unmarshal(text, &c); err != nil {
+			t.Fatal(file, err)
+		}
+		name := strings.TrimSuffix(filepath.Base(file), ".in.yaml")
+		if c.Settings != nil || name == "refused" {
+			continue
+		}
+		metadata, _ := c.Pod["metadata"].(map[string]any)
+		delete(metadata, "generateName")
+		metadata["name"], metadata["namespace"] = name, namespace
+		c.Pod["apiVersion"], c.Pod["kind"] = "v1", "Pod"
+		doc, err := yaml.Marshal(c.Pod)
+		if err != nil {
+			t.Fatal(file, err)
+		}
+		docs = append(docs, "---\n"+string(doc))
+	}
+	return docs
+}
+
+// pods are those in JSON, by name, without what no two pods that are made alike share: the
+// name of a volume that is random, time and id.
+func pods(t *testing.T, text string) map[string]any {
 	t.Helper()
 	text = regexp.MustCompile(`kube-api-access-\w+`).ReplaceAllString(text, "kube-api-access")
-	var p struct {
-		Metadata struct {
-			Annotations, Labels map[string]string
-			Name, Namespace     string
+	all := map[string]any{}
+	for d := json.NewDecoder(strings.NewReader(text)); ; {
+		var p struct {
+			Metadata struct {
+				Annotations, Labels map[string]string
+				Name, Namespace     string
+				OwnerReferences     any
+			}
+			Spec map[string]any
+			// Items are those of a list, as which some versions of kubectl show several.
+			Items []json.RawMessage
 		}
-		Spec map[string]any
+		switch err := d.Decode(&p); {
+		case errors.Is(err, io.EOF):
+			return all
+		case err != nil:
+			t.Fatalf("%v:\n%s", err, text)
+		}
+		for _, item := range p.Items {
+			maps.Copy(all, pods(t, string(item)))
+		}
+		if p.Spec != nil {
+			all[p.Metadata.Name] = map[string]any{"metadata": p.Metadata, "spec": p.Spec}
+		}
 	}
-	if err := json.Unmarshal([]byte(text[max(strings.Index(text, "{"), 0):]), &p); err != nil {
-		t.Fatalf("%v:\n%s", err, text)
-	}
-	delete(p.Metadata.Annotations, "proxy.istio.io/overrides")
-	volumes, _ := p.Spec["volumes"].([]any)
-	slices.SortFunc(volumes, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
-	return map[string]any{"metadata": p.Metadata, "spec": p.Spec}
 }
