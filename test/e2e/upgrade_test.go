@@ -66,7 +66,7 @@ func testAutoUpgrade(t *testing.T, e *env) {
 			t.Errorf("it is not allowed, and %s/%s has %s", w[0], w[1], got)
 		}
 	}
-	if out, _ := e.try(t, "%s check", filepath.Join(e.s.Bin, "podseal")); !strings.Contains(out, "has no effect, as ModuleConfig istio doesn't allow it: namespace aging-all, deployment aging/asks") {
+	if out, _ := e.try(t, "%s check", filepath.Join(e.s.Bin, "podseal")); !strings.Contains(out, "has no effect, as ModuleConfig istio doesn't allow it: deployment aging/asks, namespace aging-all") {
 		t.Errorf("check doesn't say that the labels have no effect:\n%s", out)
 	}
 	if out, code := e.try(t, "kubectl get clusterrolebinding podseal-auto-upgrade"); code == 0 {
