@@ -164,11 +164,11 @@ func BenchmarkPing(b *testing.B) {
 }
 
 // BenchmarkHandshake is both sides of a handshake, over a new TCP connection: by
-// crypto/tls alone, ours in full, ours with a ticket that is asked for, given out and
-// kept, and ours that resumes a session. For those of the last two bytes go both ways,
-// as that is when the ticket comes, and in "exchange" without a ticket.
+// crypto/tls alone; ours in full; and with bytes both ways, as that is when a ticket
+// comes: without one, with one that is asked for, made and kept, and resumed, by a
+// client of another make and by ours.
 func BenchmarkHandshake(b *testing.B) {
-	for _, how := range []string{"crypto_tls", "full", "exchange", "ticket", "resumed"} {
+	for _, how := range []string{"crypto_tls", "full", "exchange", "ticket", "resumed", "resumed_ours"} {
 		b.Run(how, func(b *testing.B) {
 			c := newCouple(b)
 			l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -176,6 +176,10 @@ func BenchmarkHandshake(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer l.Close()
+			if how == "resumed_ours" {
+				c.alpn, c.offered = []string{identity.ALPNStreams}, []string{identity.ALPNStreams}
+				how = "resumed"
+			}
 			if how == "resumed" {
 				c.meet()
 			}

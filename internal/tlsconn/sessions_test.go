@@ -391,6 +391,24 @@ func TestOneAsks(t *testing.T) {
 	c.expect("then", true)
 }
 
+// TestAnotherTicket: who resumes gets another ticket for the next time, but not a
+// client of ours, which goes on with the one that it has.
+func TestAnotherTicket(t *testing.T) {
+	for alpn, tickets := range map[string]uint64{identity.ALPNIstio: 1, identity.ALPNStreams: 0} {
+		c := newCouple(t)
+		c.alpn, c.offered = []string{alpn}, []string{alpn}
+		c.expect("first", false)
+		client, server, err := c.shake()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !server.state.DidResume || server.records.out.keys.seq != tickets {
+			t.Errorf("%s: resumed %v, %d tickets", alpn, server.state.DidResume, server.records.out.keys.seq)
+		}
+		c.talk(client, server)
+	}
+}
+
 // TestWhoAsksInVain: a server that says something without a ticket, an end, a quiet
 // connection or a failure let go of what waits for one.
 func TestWhoAsksInVain(t *testing.T) {

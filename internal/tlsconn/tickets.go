@@ -76,6 +76,9 @@ func (p *Pool) Issue(cfg *tls.Config, snap *identity.Snapshot) {
 		i.sealer = p.tickets.current(snap, i.now())
 		with := cfg.Clone()
 		with.SessionTicketsDisabled = false
+		if slices.Contains(hello.SupportedProtos, identity.ALPNStreams) {
+			i.ours = with
+		}
 		with.WrapSession, with.UnwrapSession = i.wrap, i.unwrap
 		return with, nil
 	}
@@ -85,8 +88,9 @@ func (p *Pool) Issue(cfg *tls.Config, snap *identity.Snapshot) {
 type issue struct {
 	sealer *tls.Config
 	now    func() time.Time
-	own    time.Time // when our certificate expires
-	origin time.Time // of the session that was resumed, if one was
+	own    time.Time   // when our certificate expires
+	origin time.Time   // of the session that was resumed, if one was
+	ours   *tls.Config // of this handshake, if the client is one of ours
 }
 
 // wrap implements [tls.Config.WrapSession]. It doesn't fail, as that would end the
@@ -124,6 +128,9 @@ func (i *issue) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.SessionState
 		return nil, nil //nolint:nilnil // documented
 	}
 	i.origin = st.from
+	if i.ours != nil {
+		i.ours.SessionTicketsDisabled = true // it keeps the ticket that it has: crypto/tls need not make it another
+	}
 	return s, nil
 }
 
