@@ -89,6 +89,17 @@ func (i *Issuer) Bundle() *identity.Bundle { return i.bundle }
 // Certificate is the issuer's own.
 func (i *Issuer) Certificate() *x509.Certificate { return i.cert }
 
+// Path is the way from the issuer's certificate to a root of its bundle, both included.
+func (i *Issuer) Path(now time.Time) ([]*x509.Certificate, error) {
+	paths, err := i.cert.Verify(x509.VerifyOptions{
+		Roots: i.bundle.Pool(), Intermediates: poolOf(i.chain), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the issuer's certificate leads to no root: %w", err)
+	}
+	return slices.MinFunc(paths, func(a, b []*x509.Certificate) int { return len(a) - len(b) }), nil
+}
+
 // SelfSigned reports whether the issuer is its own root.
 func (i *Issuer) SelfSigned() bool { return isSelfSigned(i.cert) }
 

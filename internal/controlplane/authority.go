@@ -62,6 +62,7 @@ type authority struct {
 	settings *settings.Settings
 	issuer   *ca.Issuer
 	source   string
+	revoked  *identity.Revocations // nil if there are none
 	serving  *tls.Certificate
 	problem  error // why what the Secrets say is not in force
 	changed  chan struct{}
@@ -79,10 +80,6 @@ func servingNames(namespace, clusterDomain string) []string {
 	host := serviceHost(namespace)
 	return []string{host, settings.ServiceName + "." + namespace, settings.ServiceName, host + "." + clusterDomain, "istiod-remote." + namespace + ".svc", "istio-pilot." + namespace + ".svc"}
 }
-
-// revocationFile is where Istio looks for a list of revoked certificates
-// (contract 4.39); it has no effect here.
-const revocationFile = "ca-crl.pem"
 
 // watch follows the Secrets.
 func (a *authority) watch(ctx context.Context, from cache.Informers) error {
@@ -122,9 +119,6 @@ func (a *authority) see(obj any, gone bool) {
 		delete(a.secrets, s.Name)
 	} else {
 		a.secrets[s.Name] = s
-		if _, has := s.Data[revocationFile]; has && s.Name == settings.PluggedCASecret {
-			a.cfg.Log.Warn("revocation list has no effect in this version", slog.String("secret", s.Name), slog.String("key", revocationFile))
-		}
 	}
 	if a.synced {
 		a.resolve()
@@ -141,14 +135,14 @@ func (a *authority) start() {
 
 // resolve brings settings and issuer in line with the Secrets. a.mu is held.
 func (a *authority) resolve() {
-	before := [...]any{a.settings, a.issuer, a.serving, a.isLost()}
+	before := [...]any{a.settings, a.issuer, a.serving, a.revoked, a.isLost()}
 	a.problem = nil
 	a.resolveSettings()
 	if a.settings != nil {
 		a.resolveIssuer()
 		a.resolveServing()
 	}
-	if before != [...]any{a.settings, a.issuer, a.serving, a.isLost()} {
+	if before != [...]any{a.settings, a.issuer, a.serving, a.revoked, a.isLost()} {
 		close(a.changed)
 		a.changed = make(chan struct{})
 	}
@@ -200,8 +194,13 @@ func (a *authority) resolveIssuer() {
 		a.complain("BadCertificateAuthority", fmt.Errorf("%s: %w", source, err))
 		return
 	}
+	lists, good := a.resolveRevocations(source, next, now)
+	if !good {
+		return
+	}
 	if a.issuer != nil {
 		if sameIssuer(a.issuer, next) {
+			a.revoke(lists)
 			return
 		}
 		if err := a.issuer.CheckSuccessor(next, now); err != nil { // contract 4.35
@@ -210,6 +209,7 @@ func (a *authority) resolveIssuer() {
 		}
 	}
 	a.issuer, a.source, a.serving = next, source, nil
+	a.revoke(lists)
 	a.cfg.Log.Info("certificate authority in force", slog.String("source", source), slog.String("bundle", next.Bundle().Hash()),
 		slog.Time("not_after", next.Certificate().NotAfter))
 }
@@ -332,7 +332,7 @@ func (a *authority) Problem() error {
 	return a.problem
 }
 
-// Changed is closed at the next change of settings, issuer or serving certificate.
+// Changed is closed at the next change of settings, issuer, revocation lists or serving certificate.
 func (a *authority) Changed() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -1,10 +1,8 @@
 package controlplane
 
 import (
-	"bytes"
 	"crypto/x509"
 	"errors"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -52,23 +50,6 @@ func TestSourceOrder(t *testing.T) {
 				t.Errorf("%s: issuer from %s", name, a.source)
 			}
 		}
-	}
-}
-
-// TestRevocationListIsNamed: a list of revoked certificates that has no effect
-// isn't passed over in silence.
-func TestRevocationListIsNamed(t *testing.T) {
-	var out bytes.Buffer
-	a := newAuthority(authorityConfig{Namespace: settings.Namespace, Now: at(epoch), Log: slog.New(slog.NewTextHandler(&out, nil))})
-	data := newSelfSigned(t, epoch).Files().Data()
-	a.see(secret(settings.PluggedCASecret, data), false)
-	if out.Len() > 0 {
-		t.Error(out.String())
-	}
-	data["ca-crl.pem"] = []byte("x")
-	a.see(secret(settings.PluggedCASecret, data), false)
-	if !strings.Contains(out.String(), "level=WARN") || !strings.Contains(out.String(), "ca-crl.pem") {
-		t.Error(out.String())
 	}
 }
 

@@ -241,7 +241,7 @@ func (p *publisher) cluster(ctx context.Context) (discovery.Cluster, error) {
 	if err != nil {
 		return discovery.Cluster{}, err
 	}
-	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RootNamespace: p.cfg.Namespace, LastGood: p.lastGood, MeshConfig: p.cfg.MeshConfig()}
+	c := discovery.Cluster{Settings: s, BundlePEM: bundle, RevokedPEM: p.cfg.Authority.RevokedPEM(), RootNamespace: p.cfg.Namespace, LastGood: p.lastGood, MeshConfig: p.cfg.MeshConfig()}
 	var (
 		pods     corev1.PodList
 		services corev1.ServiceList

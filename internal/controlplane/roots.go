@@ -51,6 +51,13 @@ func (r *rootWriter) Ensure(ctx context.Context, namespace string) (bool, error)
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: settings.RootConfigMap, Labels: map[string]string{labelConfig: "true"}},
 		Data:       map[string]string{rootKey: string(bundle)},
 	}
+	revoked := ""
+	if namespace == r.authority.cfg.Namespace {
+		revoked = r.authority.revocationsHash()
+	}
+	if revoked != "" {
+		want.Annotations = map[string]string{settings.AnnotationRevocations: revoked}
+	}
 	have := &corev1.ConfigMap{}
 	err = r.client.Get(ctx, client.ObjectKeyFromObject(want), have)
 	switch {
@@ -61,7 +68,7 @@ func (r *rootWriter) Ensure(ctx context.Context, namespace string) (bool, error)
 		return true, nil
 	case err != nil:
 		return false, fmt.Errorf("read root ConfigMap of %s: %w", namespace, err)
-	case maps.Equal(have.Data, want.Data) && len(have.BinaryData) == 0 && have.Labels[labelConfig] == "true":
+	case maps.Equal(have.Data, want.Data) && len(have.BinaryData) == 0 && have.Labels[labelConfig] == "true" && have.Annotations[settings.AnnotationRevocations] == revoked:
 		return false, nil
 	}
 	next := have.DeepCopy()
@@ -70,6 +77,10 @@ func (r *rootWriter) Ensure(ctx context.Context, namespace string) (bool, error)
 		next.Labels = map[string]string{}
 	}
 	next.Labels[labelConfig] = "true"
+	delete(next.Annotations, settings.AnnotationRevocations)
+	if revoked != "" {
+		metav1.SetMetaDataAnnotation(&next.ObjectMeta, settings.AnnotationRevocations, revoked)
+	}
 	if err := r.client.Update(ctx, next, fieldOwner); err != nil {
 		return false, fmt.Errorf("restore root ConfigMap of %s: %w", namespace, err)
 	}

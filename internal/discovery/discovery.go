@@ -54,6 +54,7 @@ type Cluster struct {
 	Settings      settings.Settings
 	RootNamespace string // whose policies hold for the mesh (contract 1.5)
 	BundlePEM     []byte // the roots in force
+	RevokedPEM    []byte // the revocation lists in force
 }
 
 // PoliciesOf is the list that objects of a kind stand in, nil for a kind that
@@ -201,6 +202,7 @@ func buildMesh(c Cluster, verdicts Verdicts) *workload.Mesh {
 		HTTP10:        c.Settings.HTTP10,
 		IdleTimeout:   c.Settings.IdleTimeout,
 		BundlePEM:     c.BundlePEM,
+		RevokedPEM:    c.RevokedPEM,
 		RootNamespace: c.RootNamespace,
 		AccessLog:     workload.AccessLog{Format: c.Settings.AccessLog.Format, JSON: c.Settings.AccessLog.JSON},
 	}

@@ -21,7 +21,8 @@ type Bundle struct {
 	roots []*x509.Certificate
 	pool  *x509.CertPool
 
-	verified verified // a bundle that says anything else has one of its own
+	revoked  *Revocations // nil if there are no lists
+	verified verified     // a bundle that says anything else has one of its own
 }
 
 // ParseBundle reads PEM certificates, each of which must be a CA. All roots of
@@ -45,10 +46,24 @@ func ParseBundle(pemBytes []byte) (*Bundle, error) {
 	return &Bundle{pem: slices.Clone(pemBytes), hash: hex.EncodeToString(sum[:8]), roots: roots, pool: pool}, nil
 }
 
+// WithRevocations is a bundle of the same roots that accepts no chain which does not
+// hold by these lists; nil is none.
+func (b *Bundle) WithRevocations(lists *Revocations) *Bundle {
+	return &Bundle{pem: b.pem, hash: b.hash, roots: b.roots, pool: b.pool, revoked: lists}
+}
+
+// Revocations are the lists that it goes by, nil if there are none.
+func (b *Bundle) Revocations() *Revocations { return b.revoked }
+
+// Same reports whether two bundles accept the same chains.
+func (b *Bundle) Same(other *Bundle) bool {
+	return b.hash == other.hash && b.revoked.Hash() == other.revoked.Hash()
+}
+
 // PEM returns the roots as they were read.
 func (b *Bundle) PEM() []byte { return slices.Clone(b.pem) }
 
-// Hash is a short name of the content: equal bundles have equal hashes.
+// Hash is a short name of the roots: equal ones have equal hashes.
 func (b *Bundle) Hash() string { return b.hash }
 
 // Roots returns the certificates of the bundle.

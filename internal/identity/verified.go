@@ -108,15 +108,22 @@ func (b *Bundle) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now t
 	if err != nil {
 		return ID{}, fmt.Errorf("verify peer certificate: %w", err)
 	}
-	if o := lasting(chains); o.holds(now) { // crypto/x509 takes no time for the current one
+	o, err := b.lasting(chains, now)
+	if err != nil {
+		return ID{}, fmt.Errorf("verify peer certificate: %w", err)
+	}
+	if o.holds(now) { // crypto/x509 takes no time for the current one
 		o.id = id
 		b.verified.keep(p, o, now)
 	}
 	return id, nil
 }
 
-// lasting is how long one of these chains holds: that which holds for longest.
-func lasting(chains [][]*x509.Certificate) (longest outcome) {
+// lasting is how long one of these chains holds: that which holds for longest. Where
+// there are revocation lists, one of them must hold by these, too; the error says why
+// none does.
+func (b *Bundle) lasting(chains [][]*x509.Certificate, now time.Time) (longest outcome, err error) {
+	holds := false
 	for _, chain := range chains {
 		o := outcome{from: chain[0].NotBefore, until: chain[0].NotAfter}
 		for _, c := range chain[1:] {
@@ -127,9 +134,23 @@ func lasting(chains [][]*x509.Certificate) (longest outcome) {
 				o.until = c.NotAfter
 			}
 		}
+		if b.revoked != nil {
+			end, fault := b.revoked.Check(chain, now)
+			if fault != nil {
+				err = fault
+				continue
+			}
+			if !end.IsZero() && end.Before(o.until) {
+				o.until = end
+			}
+		}
+		holds = true
 		if o.until.After(longest.until) {
 			longest = o
 		}
 	}
-	return longest
+	if holds {
+		return longest, nil
+	}
+	return outcome{}, err
 }

@@ -3,7 +3,9 @@ package install
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -19,9 +21,6 @@ import (
 
 	"podseal.io/podseal/internal/settings"
 )
-
-// caReasons are those of the control plane's Events about a CA.
-var caReasons = [...]string{"BadCertificateAuthority", "CertificateAuthorityRefused"}
 
 // sourceOwn is the root that the control plane made.
 const sourceOwn = "Secret " + settings.CASecret
@@ -42,17 +41,20 @@ func (c *Checker) caInForce(ctx context.Context) *finding {
 		return c.revocationList(ctx)
 	}
 	why := "the roots of the mesh are others"
-	if said := c.caEvent(ctx, source); said != "" {
+	if said := c.caEvent(ctx, source, "BadCertificateAuthority", "CertificateAuthorityRefused", "BadRevocationList"); said != "" {
 		why = said
 	}
 	return failed(hint, "%s is not in force, and will be when istiod starts anew: %s", source, why)
 }
 
-// revocationFile is the list that Istio's proxies heed, and ours don't (contract 4.39).
+// revocationFile has the revocation lists that go with a plugged CA (contract 4.39).
 const revocationFile = "ca-crl.pem"
 
-// revocationList finds a list of revoked certificates beside a CA: whoever wrote it
-// believes that those are refused.
+// revocationsEnd is how long before a revocation list ends this is said.
+const revocationsEnd = 48 * time.Hour
+
+// revocationList finds lists of revoked certificates beside a CA that are not in force, or
+// won't be for long: whoever wrote them believes that those are refused.
 func (c *Checker) revocationList(ctx context.Context) *finding {
 	s := &corev1.Secret{}
 	err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: settings.PluggedCASecret}, s)
@@ -62,8 +64,39 @@ func (c *Checker) revocationList(ctx context.Context) *finding {
 	if len(s.Data[revocationFile]) == 0 {
 		return nil
 	}
-	return warned("workloads' certificates end within a day by themselves; to be rid of an intermediate, change the CA as docs/ca.md says, and remove the file",
-		"%s in Secret %s has no effect: certificates that it revokes are accepted until they end", revocationFile, settings.PluggedCASecret)
+	published := &corev1.ConfigMap{}
+	if err := c.Client.Get(ctx, types.NamespacedName{Namespace: settings.Namespace, Name: settings.RootConfigMap}, published); err != nil {
+		return cannotLook(err)
+	}
+	hash := sha256.Sum256(s.Data[revocationFile])
+	if published.Annotations[settings.AnnotationRevocations] != hex.EncodeToString(hash[:8]) {
+		why := "the last good ones stay, if there were any"
+		if said := c.caEvent(ctx, "Secret "+settings.PluggedCASecret+": "+revocationFile, "BadRevocationList"); said != "" {
+			why = said
+		}
+		return failed("docs/ca.md says what a list must be; kubectl -n d8-istio logs deployment/istiod", "%s in Secret %s is not in force: %s", revocationFile, settings.PluggedCASecret, why)
+	}
+	who, end := firstToEnd(s.Data[revocationFile])
+	switch {
+	case end.IsZero() || end.Sub(c.Now) > revocationsEnd:
+		return nil
+	case end.Before(c.Now):
+		return failed("put newer lists into the Secret; to go on without, remove the file from it",
+			"the revocation list of %q in Secret %s ended at %s, and proxies refuse all mutual TLS since then", who, settings.PluggedCASecret, end.Format(time.RFC3339))
+	}
+	return warned("put newer lists into the Secret", "the revocation list of %q in Secret %s ends at %s, and proxies refuse all mutual TLS from then on", who, settings.PluggedCASecret, end.Format(time.RFC3339))
+}
+
+// firstToEnd is whose of some revocation lists ends first, and when; the zero time if none
+// does. They are in force, so they can be read.
+func firstToEnd(text []byte) (who string, end time.Time) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err == nil && !list.NextUpdate.IsZero() && (end.IsZero() || list.NextUpdate.Before(end)) {
+			who, end = list.Issuer.String(), list.NextUpdate
+		}
+	}
+	return who, end
 }
 
 // rootSettles is how long workloads may take to have a new root: the kubelets
@@ -172,15 +205,15 @@ func certificates(text []byte) map[string]struct{} {
 	return set
 }
 
-// caEvent is the last that the control plane said about the CA of a source, ""
-// if nothing.
-func (c *Checker) caEvent(ctx context.Context, source string) string {
+// caEvent is the last that the control plane said about the CA of a source for one of these
+// reasons, "" if nothing.
+func (c *Checker) caEvent(ctx context.Context, source string, reasons ...string) string {
 	list := &corev1.EventList{}
 	if err := c.Client.List(ctx, list, client.InNamespace(settings.Namespace)); err != nil {
 		return ""
 	}
 	list.Items = slices.DeleteFunc(list.Items, func(e corev1.Event) bool {
-		return !slices.Contains(caReasons[:], e.Reason) || !strings.HasPrefix(e.Message, source+": ")
+		return !slices.Contains(reasons, e.Reason) || !strings.HasPrefix(e.Message, source+": ")
 	})
 	if len(list.Items) == 0 {
 		return ""

@@ -5,8 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -71,6 +73,28 @@ type healthy struct {
 	more     []client.Object
 	inject   bool // the injector works
 	server   string
+}
+
+// revoke puts a revocation list beside a CA that is in force, which the control plane has
+// taken or not.
+func (h *healthy) revoke(t *testing.T, until time.Time, taken bool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := &x509.Certificate{Subject: pkix.Name{Organization: []string{"cluster.local"}}, KeyUsage: x509.KeyUsageCRLSign, SubjectKeyId: []byte{1}}
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: until.Add(-240 * time.Hour), NextUpdate: until}, by, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := caSecret(settings.PluggedCASecret, "root-cert.pem", h.root.Data["root-cert.pem"])
+	s.Data[revocationFile] = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+	h.ownRoot, h.more = nil, append(h.more, s)
+	if taken {
+		hash := sha256.Sum256(s.Data[revocationFile])
+		h.root.Annotations = map[string]string{settings.AnnotationRevocations: hex.EncodeToString(hash[:8])}
+	}
 }
 
 func newHealthy(t *testing.T) *healthy {
@@ -322,13 +346,28 @@ func TestChecks(t *testing.T) {
 			},
 			nil,
 		},
-		"a list of revoked certificates beside the CA": {
+		"a list of revoked certificates that is in force": {
+			func(h *healthy) { h.revoke(t, checkTime.Add(72*time.Hour), true) },
+			nil,
+		},
+		"a list of revoked certificates that will end": {
+			func(h *healthy) { h.revoke(t, checkTime.Add(24*time.Hour), true) },
+			[]string{"warning: the revocation list of \"O=cluster.local\" in Secret cacerts ends at "},
+		},
+		"a list of revoked certificates that has ended": {
+			func(h *healthy) { h.revoke(t, checkTime.Add(-time.Hour), true) },
+			[]string{"error: the revocation list of \"O=cluster.local\" in Secret cacerts ended at "},
+		},
+		"a list of revoked certificates that is not in force": {
+			func(h *healthy) { h.revoke(t, checkTime.Add(72*time.Hour), false) },
+			[]string{"error: ca-crl.pem in Secret cacerts is not in force: the last good ones stay"},
+		},
+		"and why": {
 			func(h *healthy) {
-				s := caSecret(settings.PluggedCASecret, "root-cert.pem", h.root.Data["root-cert.pem"])
-				s.Data[revocationFile] = []byte("-----BEGIN X509 CRL-----")
-				h.ownRoot, h.more = nil, append(h.more, s)
+				h.revoke(t, checkTime.Add(72*time.Hour), false)
+				h.more = append(h.more, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: settings.Namespace, Name: "crl"}, Reason: "BadRevocationList", Message: "Secret cacerts: ca-crl.pem: not PEM"})
 			},
-			[]string{"warning: ca-crl.pem in Secret cacerts has no effect: certificates that it revokes are accepted until they end"},
+			[]string{"error: ca-crl.pem in Secret cacerts is not in force: not PEM"},
 		},
 		"a PeerAuthentication that is passed over": {
 			func(h *healthy) {

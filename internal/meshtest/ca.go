@@ -33,7 +33,7 @@ func NewCA(tb testing.TB, now time.Time) *CA {
 	template := &x509.Certificate{
 		SerialNumber: newSerial(tb), Subject: pkix.Name{Organization: []string{"meshtest"}},
 		NotBefore: now.AddDate(0, -6, 0), NotAfter: now.AddDate(0, 6, 0),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -61,6 +61,20 @@ func (c *CA) Bundle(tb testing.TB, others ...*CA) *identity.Bundle {
 		tb.Fatal(err)
 	}
 	return b
+}
+
+// Revoke is the CA's revocation list, as PEM, with these in it. The number counts up.
+func (c *CA) Revoke(tb testing.TB, number int64, from, until time.Time, revoked ...*identity.Credential) []byte {
+	tb.Helper()
+	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: from, NextUpdate: until}
+	for _, r := range revoked {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: r.Leaf.SerialNumber, RevocationTime: from})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, c.cert, c.key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
 // Issue makes a credential that is valid for these times.

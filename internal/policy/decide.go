@@ -67,6 +67,7 @@ const (
 	HandshakeFailed    Reason = "handshake_failed"     // TLS failed
 	HandshakeTimeout   Reason = "handshake_timeout"    // TLS took too long
 	PeerUnverified     Reason = "peer_unverified"      // no chain to our roots, or expired
+	PeerRevoked        Reason = "peer_revoked"         // its certificate, or that of its CA, is revoked
 	PeerIdentity       Reason = "peer_identity"        // proved another identity than expected
 	ForeignTrustDomain Reason = "foreign_trust_domain" // identity of a trust domain that isn't ours
 	NoIdentity         Reason = "no_identity"          // this proxy has no valid certificate
@@ -89,7 +90,7 @@ const (
 // Reasons lists the closed set, for metrics and documents.
 func Reasons() []Reason {
 	return []Reason{
-		PlaintextRefused, ForeignTLSRefused, HandshakeFailed, HandshakeTimeout, PeerUnverified, PeerIdentity,
+		PlaintextRefused, ForeignTLSRefused, HandshakeFailed, HandshakeTimeout, PeerUnverified, PeerRevoked, PeerIdentity,
 		ForeignTrustDomain, NoIdentity, PolicyDenied, PolicyChanged, TokenRefused, NoDestination, NoEndpoint, RegistryOnly, ConnectFailed,
 		ConnectTimeout, IdleTimeout, MaxDuration, BadRequest, Draining, Overloaded, TLSSettings,
 	}

@@ -137,7 +137,7 @@ func connectionFlags(reason policy.Reason) string {
 
 func isHandshake(reason policy.Reason) bool {
 	switch reason {
-	case policy.HandshakeFailed, policy.HandshakeTimeout, policy.PeerIdentity, policy.PeerUnverified, policy.ForeignTrustDomain, policy.NoIdentity, policy.TLSSettings:
+	case policy.HandshakeFailed, policy.HandshakeTimeout, policy.PeerIdentity, policy.PeerUnverified, policy.PeerRevoked, policy.ForeignTrustDomain, policy.NoIdentity, policy.TLSSettings:
 		return true
 	default:
 		return false

@@ -27,8 +27,9 @@ type credentialStore struct {
 	published    func(*identity.Bundle) // told each new bundle of the mesh resource; may be nil
 	credential   *identity.Credential
 	bundle       *identity.Bundle
-	fromCA       string // hash of the last bundle that came with a certificate
-	fromMesh     string // hash of the last bundle that came with the mesh resource
+	revoked      *identity.Revocations // nil if there are no lists
+	fromCA       string                // hash of the last bundle that came with a certificate
+	said         *identity.Bundle      // the last that came with the mesh resource
 	trustDomains []string
 }
 
@@ -68,31 +69,51 @@ func (c *credentialStore) renewed(credential *identity.Credential, bundle *ident
 	c.credential = credential
 	if bundle != nil && bundle.Hash() != c.fromCA {
 		c.fromCA = bundle.Hash()
-		c.bundle = bundle
+		c.bundle = bundle.WithRevocations(c.revoked)
 	}
 	c.swap()
 }
 
 // trust takes what the mesh resource says of whom to trust. A bundle that can't
-// be read leaves the one in force.
-func (c *credentialStore) trust(bundlePEM []byte, trustDomains []string) error {
+// be read leaves the one in force, and so do revocation lists (contract 4.39).
+func (c *credentialStore) trust(bundlePEM, revokedPEM []byte, trustDomains []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	said := c.said
 	var failed error
 	if len(bundlePEM) > 0 {
 		bundle, err := identity.ParseBundle(bundlePEM)
 		failed = err
-		if err == nil && bundle.Hash() != c.fromMesh {
-			c.fromMesh = bundle.Hash()
-			c.bundle = bundle
-			if c.published != nil {
-				c.published(bundle)
-			}
+		if err == nil && (said == nil || bundle.Hash() != said.Hash()) {
+			said, c.bundle = bundle, bundle
 		}
 	}
-	c.trustDomains = trustDomains
+	lists, err := c.lists(revokedPEM)
+	if lists != c.revoked && c.bundle != nil || said != c.said {
+		c.bundle = c.bundle.WithRevocations(lists)
+	}
+	if said != nil && (said != c.said || lists != c.revoked) && c.published != nil {
+		c.published(said.WithRevocations(lists))
+	}
+	c.said, c.revoked, c.trustDomains = said, lists, trustDomains
 	c.swap()
-	return failed
+	return errors.Join(failed, err)
+}
+
+// lists are those in force if nothing else is said, or nothing that can be read: each
+// change of the world says all again, and they may be long.
+func (c *credentialStore) lists(revokedPEM []byte) (*identity.Revocations, error) {
+	switch {
+	case len(revokedPEM) == 0:
+		return nil, nil //nolint:nilnil // there are none
+	case c.revoked != nil && c.revoked.Is(revokedPEM):
+		return c.revoked, nil
+	}
+	lists, err := identity.ParseRevocations(revokedPEM)
+	if err != nil {
+		return c.revoked, err
+	}
+	return lists, nil
 }
 
 // swap puts what is known in force. Callers hold mu.
@@ -117,7 +138,7 @@ func (c *credentialStore) swap() {
 	}
 }
 
-// sameTrust reports whether both trust the same roots and domains.
+// sameTrust reports whether both trust the same roots and domains, and revoke the same.
 func sameTrust(a, b *identity.Snapshot) bool {
-	return a.Bundle.Hash() == b.Bundle.Hash() && slices.Equal(a.TrustDomains, b.TrustDomains)
+	return a.Bundle.Same(b.Bundle) && slices.Equal(a.TrustDomains, b.TrustDomains)
 }

@@ -229,8 +229,8 @@ func newProxy(cfg Config) (*proxy, error) {
 // worldChanged follows every swap of the world: whom we trust first, then every
 // open connection.
 func (p *proxy) worldChanged(w *workload.World) {
-	if err := p.creds.trust(w.Mesh.BundlePEM, w.Mesh.TrustDomains); err != nil {
-		p.log.Error("roots of the mesh can't be read, the old ones stay", slog.String("error", err.Error()))
+	if err := p.creds.trust(w.Mesh.BundlePEM, w.Mesh.RevokedPEM, w.Mesh.TrustDomains); err != nil {
+		p.log.Error("whom to trust can't be read, what was in force stays", slog.String("error", err.Error()))
 	}
 	p.accessLog.set(w.Mesh.AccessLog, p.log)
 	p.conns.recheck(w, p.creds.current.Load())

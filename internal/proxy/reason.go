@@ -27,6 +27,10 @@ func reasonOf(err error) policy.Reason {
 		return policy.PeerIdentity
 	case errors.Is(err, identity.ErrTrustDomain):
 		return policy.ForeignTrustDomain
+	case errors.Is(err, identity.ErrRevoked):
+		return policy.PeerRevoked
+	case errors.Is(err, identity.ErrNoRevocationList), errors.Is(err, identity.ErrRevocationListEnded):
+		return policy.PeerUnverified
 	case errors.As(err, &unknown), errors.As(err, &invalid), errors.As(err, &unhandled), errors.As(err, &verify):
 		return policy.PeerUnverified
 	case errors.Is(err, errNoCertificate), errors.Is(err, errExpired):

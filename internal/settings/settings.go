@@ -106,7 +106,10 @@ const (
 	CASecret         = "istio-ca-secret"
 	PluggedCASecret  = "cacerts"
 	RootConfigMap    = "istio-ca-root-cert" // key root-cert.pem
-	ServiceName      = "istiod"
-	TokenAudience    = "istio-ca"
-	ProxyUID         = 1337
+	// AnnotationRevocations on RootConfigMap in Namespace names the revocation lists in
+	// force: the first 8 bytes of the SHA-256 of ca-crl.pem, as hex.
+	AnnotationRevocations = "podseal.io/revocations"
+	ServiceName           = "istiod"
+	TokenAudience         = "istio-ca"
+	ProxyUID              = 1337
 )

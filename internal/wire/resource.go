@@ -244,6 +244,7 @@ func AppendMesh(b []byte, m *workload.Mesh) ([]byte, error) {
 		Http10:             m.HTTP10,
 		IdleTimeoutSeconds: seconds,
 		Bundle:             m.BundlePEM,
+		Revocations:        m.RevokedPEM,
 		RootNamespace:      m.RootNamespace,
 		AccessLog:          m.AccessLog.Format,
 		AccessLogJson:      m.AccessLog.JSON,
@@ -287,6 +288,10 @@ func meshFromProto(p *meshv1.Mesh) (*workload.Mesh, error) {
 		_, err := identity.ParseBundle(p.GetBundle())
 		f.add(err)
 	}
+	if len(p.GetRevocations()) > 0 {
+		_, err := identity.ParseRevocations(p.GetRevocations())
+		f.add(err)
+	}
 	f.require(len(p.GetAccessLog()) <= maxAccessLog, "the format of the access log is longer than %d bytes", maxAccessLog)
 	return &workload.Mesh{
 		TrustDomains:  p.GetTrustDomains(),
@@ -295,6 +300,7 @@ func meshFromProto(p *meshv1.Mesh) (*workload.Mesh, error) {
 		HTTP10:        p.GetHttp10(),
 		IdleTimeout:   time.Duration(seconds) * time.Second,
 		BundlePEM:     p.GetBundle(),
+		RevokedPEM:    p.GetRevocations(),
 		RootNamespace: p.GetRootNamespace(),
 		Authorizers:   authorizersFromProto(&f, p.GetAuthorizers()),
 		AccessLog:     workload.AccessLog{Format: p.GetAccessLog(), JSON: p.GetAccessLogJson()},

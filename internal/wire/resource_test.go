@@ -61,7 +61,7 @@ func fullService() *workload.Service {
 func fullMesh(t testing.TB) *workload.Mesh {
 	return &workload.Mesh{
 		TrustDomains: []string{"cluster.local", "old.example"}, ClusterDomain: "cluster.local",
-		Outbound: workload.RegistryOnly, HTTP10: true, IdleTimeout: time.Hour, BundlePEM: rootPEM(t), RootNamespace: "d8-istio",
+		Outbound: workload.RegistryOnly, HTTP10: true, IdleTimeout: time.Hour, BundlePEM: rootPEM(t), RevokedPEM: listPEM(t), RootNamespace: "d8-istio",
 		AccessLog: workload.AccessLog{Format: "{}", JSON: true},
 	}
 }
@@ -111,6 +111,21 @@ func rootPEM(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// listPEM is a revocation list.
+func listPEM(t testing.TB) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := &x509.Certificate{KeyUsage: x509.KeyUsageCRLSign, SubjectKeyId: []byte{1}}
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Unix(1000, 0), NextUpdate: time.Unix(2000, 0)}, by, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
 // roundTrip checks that a value comes back as it was, that the encoding is
@@ -254,7 +269,7 @@ func TestParseRefuses(t *testing.T) {
 	mustName(t, err, `name ""`, "hostname is empty", "address  is", "port 0", "port 1 comes twice", "protocol 3", "address 01",
 		"endpoint's service port 0", "endpoint's target port 65536")
 
-	_, err = ParseMesh(encode(t, &meshv1.Mesh{TrustDomains: []string{"a/b", ""}, Outbound: 3, IdleTimeoutSeconds: -1, Bundle: []byte("x")}))
+	_, err = ParseMesh(encode(t, &meshv1.Mesh{TrustDomains: []string{"a/b", ""}, Outbound: 3, IdleTimeoutSeconds: -1, Bundle: []byte("x"), Revocations: []byte("x")}))
 	mustName(t, err, `"a/b" is not a trust domain`, `"" is not`, "cluster domain", "outbound policy 3", "idle timeout", "no PEM")
 	_, err = ParseMesh(encode(t, &meshv1.Mesh{IdleTimeoutSeconds: maxSeconds + 1}))
 	mustName(t, err, "no trust domain", "idle timeout")

@@ -93,6 +93,7 @@ type Mesh struct {
 	HTTP10        bool          // accept HTTP/1.0 on declared HTTP ports (contract 2.55)
 	IdleTimeout   time.Duration // of a TCP connection (contract 2.36); 0 means 1 h
 	BundlePEM     []byte        // the roots in force
+	RevokedPEM    []byte        // the revocation lists in force, empty if there are none
 	RootNamespace string        // whose DestinationRules are for all (contract 3.39)
 	// Authorizers are whom policies of effect CUSTOM may ask (contract 6.44).
 	Authorizers []policy.Authorizer

@@ -851,7 +851,9 @@ type Mesh struct {
 	Http10             bool           `protobuf:"varint,4,opt,name=http10,proto3" json:"http10,omitempty"`
 	IdleTimeoutSeconds int64          `protobuf:"varint,5,opt,name=idle_timeout_seconds,json=idleTimeoutSeconds,proto3" json:"idle_timeout_seconds,omitempty"`
 	// PEM of the roots in force.
-	Bundle        []byte `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Bundle []byte `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// PEM of the revocation lists in force; empty if there are none.
+	Revocations   []byte `protobuf:"bytes,50,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	RootNamespace string `protobuf:"bytes,20,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
 	// Format of the access log; empty is none. A JSON object, or text.
 	AccessLog     string `protobuf:"bytes,30,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
@@ -930,6 +932,13 @@ func (x *Mesh) GetIdleTimeoutSeconds() int64 {
 func (x *Mesh) GetBundle() []byte {
 	if x != nil {
 		return x.Bundle
+	}
+	return nil
+}
+
+func (x *Mesh) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
 	}
 	return nil
 }
@@ -2771,14 +2780,15 @@ const file_api_mesh_v1_mesh_proto_rawDesc = "" +
 	"\bworkload\x18\x04 \x01(\tR\bworkload\x1a:\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x9e\x03\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xc0\x03\n" +
 	"\x04Mesh\x12#\n" +
 	"\rtrust_domains\x18\x01 \x03(\tR\ftrustDomains\x12%\n" +
 	"\x0ecluster_domain\x18\x02 \x01(\tR\rclusterDomain\x12;\n" +
 	"\boutbound\x18\x03 \x01(\x0e2\x1f.podseal.mesh.v1.OutboundPolicyR\boutbound\x12\x16\n" +
 	"\x06http10\x18\x04 \x01(\bR\x06http10\x120\n" +
 	"\x14idle_timeout_seconds\x18\x05 \x01(\x03R\x12idleTimeoutSeconds\x12\x16\n" +
-	"\x06bundle\x18\x06 \x01(\fR\x06bundle\x12%\n" +
+	"\x06bundle\x18\x06 \x01(\fR\x06bundle\x12 \n" +
+	"\vrevocations\x182 \x01(\fR\vrevocations\x12%\n" +
 	"\x0eroot_namespace\x18\x14 \x01(\tR\rrootNamespace\x12\x1d\n" +
 	"\n" +
 	"access_log\x18\x1e \x01(\tR\taccessLog\x12&\n" +
