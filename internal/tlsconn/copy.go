@@ -182,8 +182,7 @@ func (p *Pool) writePieces(dst io.Writer, sock syscall.RawConn, pieces net.Buffe
 	if len(pieces) == 1 {
 		return p.write(dst, sock, pieces[0])
 	}
-	_, err := pieces.WriteTo(dst)
-	return err //nolint:wrapcheck // callers wrap
+	return p.writeVector(dst, sock, pieces)
 }
 
 // source reads plaintext into the slots of buffers.
@@ -197,6 +196,7 @@ type source struct {
 	next  class
 	top   class // largest class to take
 	pace  pace
+	run   run
 	try   func(fd uintptr) bool
 	n     int
 	cause error
@@ -284,18 +284,16 @@ func (s *source) attempt(fd uintptr) bool {
 		parts = append(parts, slot)
 		room += len(slot)
 	}
+	s.run.reads(s.pool, room)
 	var n int
 	var err error
 	if len(parts) == 1 {
 		n, err = readNow(int(fd), parts[0])
 	} else {
-		for {
-			if n, err = unix.Readv(int(fd), parts); !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
+		n, err = readvNow(int(fd), &s.buf.vector, parts)
 	}
 	if errors.Is(err, unix.EAGAIN) {
+		s.pool.waits.Add(1)
 		s.giveBack()
 		return false
 	}
@@ -333,5 +331,5 @@ func (p *Pool) writeSlots(dst io.Writer, b *buffer, n int) error {
 		pieces = append(pieces, slot)
 		n -= len(slot)
 	}
-	return p.writePieces(dst, nil, pieces)
+	return p.writePieces(dst, rawConn(dst), pieces)
 }

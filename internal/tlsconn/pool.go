@@ -81,12 +81,16 @@ func classFor(n int) class {
 	}
 }
 
+// maxPieces is how many pieces one call reads or writes at most.
+const maxPieces = 18
+
 // buffer is a piece of memory for records.
 type buffer struct {
-	mem   []byte
-	class class
-	lent  bool       // it counts against the limit
-	parts [18][]byte // scratch: pieces for readv and writev
+	mem    []byte
+	class  class
+	lent   bool              // it counts against the limit
+	parts  [maxPieces][]byte // scratch: pieces for readv and writev
+	vector vector            // of parts
 }
 
 // Pool makes connections, and owns the buffers that they share. The zero Pool is
@@ -103,8 +107,9 @@ type Pool struct {
 	tickets  tickets
 	sessions sessions
 
-	quick sync.Pool    // of *quickWrite
-	lent  atomic.Int64 // bytes in large buffers that are in use
+	quick sync.Pool     // of *quickWrite
+	waits atomic.Uint32 // that there have been for a socket
+	lent  atomic.Int64  // bytes in large buffers that are in use
 }
 
 // get takes a buffer of a class, or of a smaller one, but at least of class one,

@@ -56,7 +56,8 @@ type reader struct {
 	try   func(fd uintptr) bool
 	top   class // largest class to take
 	pace  pace  // of whom a copy goes to
-	most  int   // bytes to read; 0 means any number
+	run   run
+	most  int // bytes to read; 0 means any number
 	n     int
 	cause error
 }
@@ -143,8 +144,10 @@ func (r *reader) attempt(fd uintptr) bool {
 	if r.most > 0 && len(space) > r.most {
 		space = space[:r.most]
 	}
+	r.run.reads(r.pool, len(space))
 	n, err := readNow(int(fd), space)
 	if errors.Is(err, unix.EAGAIN) {
+		r.pool.waits.Add(1)
 		r.settle()
 		return false
 	}
@@ -156,22 +159,6 @@ func (r *reader) attempt(fd uintptr) bool {
 		r.next = had - 1
 	}
 	return true
-}
-
-func readNow(fd int, p []byte) (int, error) {
-	if len(p) > 0 && len(p) <= quickLen {
-		n, errno := quickCall(syscall.SYS_READ, uintptr(fd), p)
-		if errno != 0 {
-			return 0, errno
-		}
-		return n, nil
-	}
-	for {
-		n, err := unix.Read(fd, p)
-		if !errors.Is(err, unix.EINTR) {
-			return n, err //nolint:wrapcheck // callers wrap
-		}
-	}
 }
 
 // makeRoom gets a buffer that the record which has begun fits in, and a larger
