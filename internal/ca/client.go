@@ -60,6 +60,7 @@ type ClientConfig struct {
 	ClusterID string           // DefaultClusterID if empty
 	Now       func() time.Time // time.Now if nil
 	Rand      func() float64   // from 0 to below 1, for jitter; crypto/rand if nil
+	Asked     func(error)      // told how each request ended; may be nil
 	Log       *slog.Logger
 }
 
@@ -106,6 +107,7 @@ func (c *Client) Run(ctx context.Context, set func(*identity.Credential, *identi
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil:
+			c.asked(err)
 			if q := quick(err); q != wasQuick {
 				failures, wasQuick = 0, q
 			}
@@ -114,6 +116,7 @@ func (c *Client) Run(ctx context.Context, set func(*identity.Credential, *identi
 			next = now.Add(pause)
 			c.failed(current, err, pause, now)
 		default:
+			c.asked(nil)
 			current, failures = cred, 0
 			next = identity.RenewAt(now, cred.Leaf.NotAfter, 2*c.cfg.Rand()-1)
 			if next.Before(now.Add(minWait)) {
@@ -133,6 +136,12 @@ func (c *Client) Run(ctx context.Context, set func(*identity.Credential, *identi
 				return context.Cause(ctx)
 			}
 		}
+	}
+}
+
+func (c *Client) asked(err error) {
+	if c.cfg.Asked != nil {
+		c.cfg.Asked(err)
 	}
 }
 

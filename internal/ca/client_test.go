@@ -377,3 +377,31 @@ func TestClientWallClock(t *testing.T) {
 		}
 	})
 }
+
+// TestRequestsAreCounted: each request that got an answer or a refusal, once. Contract 7.15.
+func TestRequestsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, failed := 0, 0
+		p := newPair(t, func(cfg *ClientConfig) {
+			cfg.Asked = func(err error) {
+				if asked++; err != nil {
+					failed++
+				}
+			}
+		})
+		if asked != 1 || failed != 0 {
+			t.Errorf("at the start %d were counted, %d in vain", asked, failed)
+		}
+		p.failWith(status.Error(codes.Unavailable, "away"))
+		time.Sleep(12*time.Hour + time.Minute)
+		synctest.Wait()
+		if attempts := len(p.pauses()) + 1; asked < 3 || asked != failed+1 || failed < attempts-1 || failed > attempts {
+			t.Errorf("%d were counted, %d in vain, of %d attempts", asked, failed, attempts)
+		}
+		was := asked
+		p.stop()
+		if asked != was {
+			t.Error("what the end has cut off counts")
+		}
+	})
+}

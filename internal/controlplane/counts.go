@@ -26,7 +26,7 @@ type counts struct {
 	injections, injected, notInjected, uninjects prometheus.Counter
 	validations                                  *prometheus.CounterVec
 	pushes                                       prometheus.Counter
-	build                                        prometheus.Histogram
+	build, convergence                           prometheus.Histogram
 }
 
 func newCounts() *counts {
@@ -48,9 +48,12 @@ func newCounts() *counts {
 			Name: "podseal_discovery_build_seconds", Help: "Time to turn the cluster's objects into resources for proxies.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 12),
 		}),
 	}
+	c.convergence = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "pilot_proxy_convergence_time", Help: "Seconds from a change for proxies until one of them has acknowledged it.", Buckets: []float64{0.1, 0.5, 1, 3, 5, 10, 20, 30},
+	})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "istio_build", Help: "Which build this is."}, []string{"component", "tag"})
 	info.WithLabelValues("pilot", version.Version).Set(1)
-	c.registry.MustRegister(c.csr, c.issued, c.unauthenticated, c.injections, c.injected, c.notInjected, c.uninjects, c.validations, c.pushes, c.build, info)
+	c.registry.MustRegister(c.csr, c.issued, c.unauthenticated, c.injections, c.injected, c.notInjected, c.uninjects, c.validations, c.pushes, c.build, c.convergence, info)
 	return c
 }
 
@@ -103,6 +106,9 @@ func (c *counts) observe(a *authority, s *xds.Server, r *report.Server, now func
 		}),
 	)
 }
+
+// converged counts a change that a proxy has acknowledged.
+func (c *counts) converged(took time.Duration) { c.convergence.Observe(took.Seconds()) }
 
 func (c *counts) handler() http.Handler {
 	mux := http.NewServeMux()

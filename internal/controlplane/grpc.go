@@ -56,7 +56,7 @@ func newGRPC(cfg grpcConfig) *grpcServer {
 		grpc.UnaryInterceptor(cfg.Counts.countCSR),
 	)
 	s.server = grpc.NewServer(opts...)
-	s.xds = xds.NewServer(xds.ServerConfig{Store: cfg.Store, Authenticate: s.authenticate, Authorize: authorize, Log: cfg.Log})
+	s.xds = xds.NewServer(xds.ServerConfig{Store: cfg.Store, Authenticate: s.authenticate, Authorize: authorize, Converged: cfg.Counts.converged, Log: cfg.Log})
 	s.xds.Register(s.server)
 	s.report = report.NewServer(report.ServerConfig{Authenticate: s.reporter, Log: cfg.Log})
 	s.report.Register(s.server)

@@ -98,6 +98,7 @@ type Set struct {
 	open                           *prometheus.GaugeVec
 	handshakes                     prometheus.Histogram
 	notAfter                       atomic.Int64 // Unix seconds; 0 before the first certificate
+	asked, denied, files           atomic.Int64 // certificates asked for, in vain, and files of keys and roots that were of no use
 }
 
 // New makes the metrics of a proxy of this version. now is asked whenever the
@@ -130,18 +131,52 @@ func New(version string, now func() time.Time) *Set {
 	expiry := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "podseal_certificate_expiry_timestamp_seconds", Help: "When the certificate in use expires, in Unix time; 0 before the first.",
 	}, func() float64 { return float64(s.notAfter.Load()) })
-	left := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "cert_expiry_seconds", Help: "Seconds until the certificate in use expires.",
-	}, func() float64 {
-		if end := s.notAfter.Load(); end != 0 {
-			return float64(end - now().Unix())
-		}
-		return 0
-	})
 	s.registry.MustRegister(s.opened, s.closed, s.sent, s.received, s.requests, s.requestMsgs, s.responseMsgs, s.durations, s.requestSizes, s.responseSizes, s.refused, s.open, s.scrapes, s.handshakes,
-		build, expiry, left, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		build, expiry, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.registry.MustRegister(s.agent(now)...)
 	return s
 }
+
+// agent are what Istio's agent counts, each under the name that it has there and, as
+// scrapers of port 15020 know it, with the prefix of the agent (contract 7.15).
+func (s *Set) agent(now func() time.Time) (all []prometheus.Collector) {
+	csr := prometheus.Labels{"request_type": "csr"}
+	for _, prefix := range []string{"", "istio_agent_"} {
+		expiry := prometheus.GaugeOpts{Name: prefix + "cert_expiry_seconds", Help: "Seconds until the certificate in use expires."}
+		if prefix != "" {
+			expiry.ConstLabels = prometheus.Labels{"resource_name": "default"}
+		}
+		all = append(all, prometheus.NewGaugeFunc(expiry, func() float64 {
+			if end := s.notAfter.Load(); end != 0 {
+				return float64(end - now().Unix())
+			}
+			return 0
+		}))
+		for _, c := range []struct {
+			name, help string
+			labels     prometheus.Labels
+			count      *atomic.Int64
+		}{
+			{"num_outgoing_requests", "Certificates asked for.", csr, &s.asked},
+			{"num_failed_outgoing_requests", "Certificates asked for in vain.", csr, &s.denied},
+			{"num_file_secret_failures_total", "Times that files with keys or roots, which a DestinationRule names, were of no use.", nil, &s.files},
+		} {
+			all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: prefix + c.name, Help: c.help, ConstLabels: c.labels}, func() float64 { return float64(c.count.Load()) }))
+		}
+	}
+	return all
+}
+
+// CertificateAsked counts a request for a certificate, and how it ended.
+func (s *Set) CertificateAsked(err error) {
+	s.asked.Add(1)
+	if err != nil {
+		s.denied.Add(1)
+	}
+}
+
+// FileSecretFailed counts that files which a DestinationRule names were of no use.
+func (s *Set) FileSecretFailed() { s.files.Add(1) }
 
 // Handler answers with all metrics in the text format.
 func (s *Set) Handler() http.Handler {

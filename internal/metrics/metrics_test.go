@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -15,7 +16,7 @@ func scrape(t *testing.T, s *Set) string {
 	return w.Body.String()
 }
 
-// Contract 7.2-7.6: names, labels and what unknown values are.
+// Contract 7.2-7.6, 7.15: names, labels and what unknown values are.
 func TestTrafficMetrics(t *testing.T) {
 	s := New("v1", func() time.Time { return time.Unix(1000, 0) })
 	s.CertificateExpires(time.Unix(1060, 0))
@@ -36,6 +37,10 @@ func TestTrafficMetrics(t *testing.T) {
 	s.Refused("inbound", "plaintext_refused")
 	s.Open("inbound").Inc()
 	s.Handshake(time.Millisecond)
+	for _, err := range []error{nil, errors.New("no"), nil} {
+		s.CertificateAsked(err)
+	}
+	s.FileSecretFailed()
 
 	got := scrape(t, s)
 	for _, want := range []string{
@@ -47,7 +52,9 @@ func TestTrafficMetrics(t *testing.T) {
 		`istio_build{component="proxy",tag="v1"} 1`,
 		`podseal_connections_refused_total{direction="inbound",reason="plaintext_refused"} 1`,
 		`podseal_certificate_expiry_timestamp_seconds 1060`,
-		`cert_expiry_seconds 60`,
+		"\ncert_expiry_seconds 60\n", `istio_agent_cert_expiry_seconds{resource_name="default"} 60`,
+		`num_outgoing_requests{request_type="csr"} 3`, `num_failed_outgoing_requests{request_type="csr"} 1`, "\nnum_file_secret_failures_total 1\n",
+		`istio_agent_num_outgoing_requests{request_type="csr"} 3`, `istio_agent_num_failed_outgoing_requests{request_type="csr"} 1`, "\nistio_agent_num_file_secret_failures_total 1\n",
 		`podseal_connections_open{direction="inbound"} 1`,
 		`podseal_handshake_seconds_count 1`,
 		`istio_request_messages_total{`, `istio_response_messages_total{`,

@@ -63,7 +63,7 @@ func (p *proxy) runControl(ctx context.Context) {
 		},
 	})
 	p.control.Store(client)
-	issuing := ca.NewClient(ca.ClientConfig{Conn: conn, Token: token, TTL: c.TTL, ClusterID: p.cfg.Cluster, Now: p.cfg.Now, Log: p.log})
+	issuing := ca.NewClient(ca.ClientConfig{Conn: conn, Token: token, TTL: c.TTL, ClusterID: p.cfg.Cluster, Now: p.cfg.Now, Asked: p.metrics.CertificateAsked, Log: p.log})
 	p.creds.follow(issuing.Trust) // a root that was exchanged must not wait for half of a certificate's life
 	var all sync.WaitGroup
 	all.Go(func() { _ = client.Run(ctx) }) // it returns the context's cause and nothing else

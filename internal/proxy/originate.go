@@ -31,6 +31,9 @@ func (p *proxy) originate(ctx context.Context, c *conn, to routing, server *net.
 	t := to.conduct.TLS
 	m, err := p.material(ctx, t)
 	if err != nil {
+		if t.Credential == "" {
+			p.metrics.FileSecretFailed()
+		}
 		return nil, fmt.Errorf("DestinationRule %s: %w: %w", to.conduct.Rule, errTLSSettings, err)
 	}
 	encrypted, err := p.tls.Client(server, originateConfig(t, m, to.sni, p.cfg.Now), time.Now().Add(handshakeTimeout))

@@ -50,6 +50,9 @@ type ServerConfig struct {
 	// Authorize says whether peer may be node; nil accepts every node. Its
 	// error is logged, not sent.
 	Authorize func(peer string, node Node) error
+	// Converged is told how long it took from a change of the store until a client
+	// that had been answered before acknowledged it; it may be nil.
+	Converged func(time.Duration)
 	Log       *slog.Logger
 }
 
@@ -183,6 +186,7 @@ func (s *Server) DeltaAggregatedResources(g deltaStream) error {
 	defer s.running.Done()
 
 	st := &stream{peer: peer, connected: time.Now(), session: newSession()}
+	st.session.converged = s.cfg.Converged
 	req, err := s.first(g.Context(), requests, failed)
 	if err != nil {
 		return err

@@ -43,6 +43,8 @@ type session struct {
 	order []string // the types, in the order in which they were asked for
 	nonce uint64
 	limit int // bytes of a response; maxResponse outside tests
+
+	converged func(time.Duration) // told how long each change took; may be nil
 }
 
 // subscription is one type of a session.
@@ -56,6 +58,7 @@ type subscription struct {
 	dirty    bool      // sent was changed by a request since
 	answered bool      // the first request was
 	inflight *flight   // nil when no response waits for its ACK
+	behind   time.Time // since when there is a change that no response has, zero if none is
 	rejected map[string]string
 	status   TypeStatus
 }
@@ -64,6 +67,7 @@ type subscription struct {
 type flight struct {
 	nonce string
 	names map[string]bool // of the resources in it
+	since time.Time       // when the first change in it came to be; zero if the client has asked for something
 }
 
 func newSession() *session {
@@ -108,7 +112,11 @@ func (s *session) request(req *xdspb.DeltaDiscoveryRequest, now time.Time) error
 	// A nonce of an earlier response says nothing of the one in flight; the
 	// names in the same request count all the same, for they are increments.
 	if sub.inflight != nil && req.GetResponseNonce() == sub.inflight.nonce {
+		since := sub.inflight.since
 		sub.acknowledge(req.GetErrorDetail(), now)
+		if !since.IsZero() && req.GetErrorDetail() == nil && s.converged != nil {
+			s.converged(now.Sub(since))
+		}
 	}
 	return nil
 }
@@ -246,7 +254,13 @@ func (sub *subscription) acknowledge(nack *xdspb.Status, now time.Time) {
 // respond returns what the client must be told of a type now, or nil.
 func (s *session) respond(typeURL string, ev event) *xdspb.DeltaDiscoveryResponse {
 	sub, snap := s.subs[typeURL], ev.view.types[typeURL]
-	if snap == nil || sub.inflight != nil {
+	if snap == nil {
+		return nil
+	}
+	if sub.answered && sub.seen != snap && sub.behind.IsZero() {
+		sub.behind = snap.at
+	}
+	if sub.inflight != nil {
 		return nil
 	}
 	if sub.answered && sub.seen == snap && !sub.dirty {
@@ -254,7 +268,8 @@ func (s *session) respond(typeURL string, ev event) *xdspb.DeltaDiscoveryRespons
 		return nil
 	}
 	upserts, removed := sub.diff(snap)
-	sub.seen, sub.dirty = snap, false
+	since := sub.behind
+	sub.seen, sub.dirty, sub.behind = snap, false, time.Time{}
 	out := &xdspb.DeltaDiscoveryResponse{TypeUrl: typeURL}
 	names := sub.fill(out, upserts, removed, s.limit)
 	if sub.answered && len(names) == 0 && len(out.GetRemovedResources()) == 0 {
@@ -263,7 +278,7 @@ func (s *session) respond(typeURL string, ev event) *xdspb.DeltaDiscoveryRespons
 	}
 	s.nonce++
 	out.Nonce = strconv.FormatUint(s.nonce, 10)
-	sub.answered, sub.inflight = true, &flight{nonce: out.GetNonce(), names: names}
+	sub.answered, sub.inflight = true, &flight{nonce: out.GetNonce(), names: names, since: since}
 	sub.status.LastSent = ev.now
 	return out
 }

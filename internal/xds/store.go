@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -40,6 +41,7 @@ type view struct {
 // snapshot is all resources of one type at one moment. It is immutable.
 type snapshot struct {
 	generation uint64
+	at         time.Time // when it came to be
 	entries    map[string]*entry
 }
 
@@ -65,7 +67,7 @@ func (s *Store) Replace(typeURL string, all map[string][]byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.current.types[typeURL]
-	next := &snapshot{generation: 1, entries: make(map[string]*entry, len(all))}
+	next := &snapshot{generation: 1, at: time.Now(), entries: make(map[string]*entry, len(all))}
 	same := old != nil && len(old.entries) == len(all)
 	if old != nil {
 		next.generation = old.generation + 1
