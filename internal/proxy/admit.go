@@ -33,18 +33,12 @@ func (in *inbound) gate() *gate {
 // and cuts it if not (contract 6.9, 6.39): nothing of the application's has reached
 // the client by then. Every change of policy asks again.
 func (in *inbound) admitted(ctx context.Context) bool {
-	attempt := in.attempt()
-	agreed, refusal := in.authorized(ctx, &attempt)
-	attempt.Agreed = agreed
-	var last atomic.Pointer[policy.Access]
-	in.c.watch(func(w *workload.World, _ *identity.Snapshot) policy.Reason {
-		if last.Swap(w.Access) != w.Access && w.Access.Pending() == "" && !w.Access.Still(&attempt) {
-			return policy.PolicyChanged
-		}
-		return policy.None
-	})
+	a := &admission{attempt: in.attempt()}
+	agreed, refusal := in.authorized(ctx, &a.attempt)
+	a.attempt.Agreed = agreed
+	in.c.watch(a.still)
 	access := in.p.worlds.world().Access
-	j := access.Judge(&attempt)
+	j := access.Judge(&a.attempt)
 	in.c.note(func(r *Record) { r.judged(&j) })
 	if !j.Allowed {
 		if refusal == nil {
@@ -53,6 +47,20 @@ func (in *inbound) admitted(ctx context.Context) bool {
 		in.c.cut(policy.PolicyDenied, refusal)
 	}
 	return j.Allowed
+}
+
+// admission is what policy has said of a connection.
+type admission struct {
+	attempt policy.Attempt
+	last    atomic.Pointer[policy.Access] // that was asked
+}
+
+// still is the check of every change of policy.
+func (a *admission) still(w *workload.World, _ *identity.Snapshot) policy.Reason {
+	if a.last.Swap(w.Access) != w.Access && w.Access.Pending() == "" && !w.Access.Still(&a.attempt) {
+		return policy.PolicyChanged
+	}
+	return policy.None
 }
 
 // judgedRequest keeps what policy said of a request.

@@ -51,7 +51,8 @@ type conn struct {
 	tunnel *tunnel        // that one of the sockets belongs to; or nil
 	kept   bool           // the tunnel outlives this connection, and is no longer its business
 	checks []checkFunc
-	drain  func() // asks the client to send no more on this connection; or nil
+	usual  [4]checkFunc // where checks begin: hardly a connection has more
+	drain  func()       // asks the client to send no more on this connection; or nil
 
 	encrypted atomic.Pointer[tlsconn.Conn] // the side that TLS protects, once it does
 
@@ -195,6 +196,9 @@ func (c *conn) close() {
 func (c *conn) watch(check checkFunc) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.checks == nil {
+		c.checks = c.usual[:0]
+	}
 	c.checks = append(c.checks, check)
 }
 

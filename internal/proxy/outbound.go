@@ -50,7 +50,7 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	}
 	c.note(func(r *Record) { r.SourceWorkload = own.UID })
 
-	q := question{dst: dst, own: p.isOwn, client: own, source: addrPort(c.client.RemoteAddr()).Addr(), pick: p.balance.pick}
+	q := question{dst: dst, own: p.own, client: own, source: addrPort(c.client.RemoteAddr()).Addr(), pick: p.pick}
 	to, err := p.find(ctx, c, &q)
 	if err != nil {
 		c.cut(policy.NoDestination, err)

@@ -154,6 +154,8 @@ type proxy struct {
 	calls       *conns // of this proxy's own
 	authorizers authorizers
 	balance     *balancer
+	pick        picker                    // the balancer's; made once, as is own
+	own         func(netip.AddrPort) bool // isOwn
 	secrets     *secrets
 	resolver    *resolver
 	tunnels     tunnels // idle, to other proxies
@@ -208,6 +210,7 @@ func newProxy(cfg Config) (*proxy, error) {
 		edges: edges.NewTable(edges.MaxEdges), matches: newMatches(), started: time.Now(), unsaid: unsaid{most: maxUnsaid},
 	}
 	p.setup.owner, p.second.owner = &p.handlers, &p.handlers
+	p.pick, p.own = p.balance.pick, p.isOwn
 	p.accessLog.out, p.accessLog.hostname = cfg.AccessLog, cfg.Pod
 	var err error
 	if p.probers, err = parseProbers(cfg.Probers); err != nil {

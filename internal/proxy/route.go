@@ -276,12 +276,16 @@ func named(r routing) routing {
 	if r.verdict != mesh && r.verdict != originate {
 		return r
 	}
-	port, host, proto := r.endpoint.Port(), r.endpoint.Addr().String(), policy.Auto
-	if r.peer != nil {
-		host, proto = r.peer.Name+"."+r.peer.Namespace, r.peer.PortOf(port).Protocol
-	}
-	if r.service.Service != nil {
+	port := r.endpoint.Port()
+	var host string
+	proto := policy.Auto
+	switch {
+	case r.service.Service != nil:
 		port, host, proto = r.service.Port.Port, r.service.Service.Hostname, r.service.Port.Protocol
+	case r.peer != nil:
+		host, proto = r.peer.Name+"."+r.peer.Namespace, r.peer.PortOf(port).Protocol
+	default:
+		host = r.endpoint.Addr().String()
 	}
 	if strings.HasPrefix(host, "*") { // of a ServiceEntry
 		host = r.host
