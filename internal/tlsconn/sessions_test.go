@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"strings"
@@ -630,6 +631,57 @@ func FuzzUnwrap(f *testing.F) {
 		}
 		if st, ok := stamped([][]byte{ticket}); ok && !bytes.Equal(st.bytes(), ticket) {
 			t.Errorf("%v of %x", st, ticket)
+		}
+	})
+}
+
+// FuzzAsker has a server send handshake messages of any kind, cut in any way, and then
+// data: whether a ticket was asked for makes no difference to what the client gets.
+func FuzzAsker(f *testing.F) {
+	ticket := append([]byte{messageTicket, 0, 0, 17, 0, 0, 0, 9, 1, 2, 3, 4, 1, 9, 0, 3}, "one\x00\x00"...)
+	f.Add(ticket, uint8(0))
+	f.Add(append(ticket, ticket...), uint8(5))
+	f.Add(append(ticket, messageKeyUpdate, 0, 0, 1, 1), uint8(0))
+	f.Add([]byte{messageTicket, 0, 0, 3, 1, 2, 3}, uint8(2))
+	f.Add([]byte{messageTicket, 0, 255, 0, 1}, uint8(1))
+	f.Add([]byte{13, 0, 0, 0}, uint8(0))
+	f.Add([]byte{}, uint8(0))
+	c := newCouple(f)
+	f.Fuzz(func(t *testing.T, messages []byte, cut uint8) {
+		c.tb = t
+		var got [2]string
+		for asks := range got {
+			c.clients, c.servers = &Pool{}, &Pool{}
+			c.change = func(cc, sc *tls.Config) {
+				sc.GetConfigForClient = nil
+				if asks == 0 {
+					cc.SessionTicketsDisabled, cc.ClientSessionCache = true, nil
+				}
+			}
+			client, server, err := c.shake()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (client.records.in.ask.Load() != nil) != (asks == 1) {
+				t.Fatal("who asks is not as the test has it")
+			}
+			part := 1 + int(cut)
+			for rest := messages[:min(len(messages), 3000)]; len(rest) > 0; {
+				n := min(part, len(rest))
+				if server.records.out.message(typeHandshake, rest[:n]) != nil {
+					break // the client may have gone
+				}
+				rest = rest[n:]
+			}
+			_, _ = server.Write([]byte("data")) // likewise
+			_ = server.CloseWrite()
+			all, err := io.ReadAll(client)
+			got[asks] = fmt.Sprintf("%q %v", all, err)
+			client.Close()
+			server.Close()
+		}
+		if got[0] != got[1] {
+			t.Errorf("without a question %s, with one %s", got[0], got[1])
 		}
 	})
 }
