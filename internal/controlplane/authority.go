@@ -2,7 +2,9 @@ package controlplane
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -252,7 +254,10 @@ func (a *authority) warn(reason, text string) {
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.cfg.Namespace, Namespace: a.cfg.Namespace}}
 	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check", "%s", truncate(text))
+	// Events that are alike but for their text are counted as one, with the text of the
+	// first: so the action tells texts apart.
+	sum := sha256.Sum256([]byte(text))
+	a.cfg.Events.Eventf(ns, nil, corev1.EventTypeWarning, reason, "Check-"+hex.EncodeToString(sum[:4]), "%s", truncate(text))
 }
 
 // maxNote is how long an Event's text may be, in bytes.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
 	"podseal.io/podseal/internal/ca"
@@ -178,5 +179,24 @@ func TestRevocationListsAreTold(t *testing.T) {
 	a.see(plugged(one, nil), false)
 	if got := named(settings.Namespace); got != "" {
 		t.Errorf("the list is gone, and called %q", got)
+	}
+}
+
+// actions are those of Events.
+type actions []string
+
+func (a *actions) Eventf(_, _ runtime.Object, _, _, action, _ string, _ ...any) {
+	*a = append(*a, action)
+}
+
+// TestEventsAreToldApart: what is wrong now is not counted as what was wrong before.
+func TestEventsAreToldApart(t *testing.T) {
+	var got actions
+	a := newAuthority(authorityConfig{Namespace: settings.Namespace, Now: at(epoch), Events: &got, Log: slog.New(slog.DiscardHandler)})
+	for _, text := range []string{"one", "two", "one"} {
+		a.warn(badRevocations, text)
+	}
+	if len(got) != 3 || got[0] == got[1] || got[0] != got[2] || len(got[0]) > 128 {
+		t.Errorf("actions %q", got)
 	}
 }
