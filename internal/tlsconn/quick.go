@@ -44,11 +44,12 @@ func (r *run) reads(p *Pool, n int) {
 	}
 }
 
-// quickCall is read(2) or write(2) of at least one byte, without waiting.
+// quickCall is recvfrom(2) or sendto(2) of at least one byte, without waiting. They are
+// what read(2) and write(2) are for a socket, but for what the kernel does for files.
 func quickCall(trap, fd uintptr, p []byte) (int, syscall.Errno) {
 	for {
 		//nolint:gosec // as package syscall does it, which has no other way to make a raw call
-		n, _, errno := syscall.RawSyscall(trap, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		n, _, errno := syscall.RawSyscall6(trap, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
 			return int(n), 0
@@ -59,12 +60,12 @@ func quickCall(trap, fd uintptr, p []byte) (int, syscall.Errno) {
 	}
 }
 
-// readNow is read(2), without waiting.
+// readNow reads from a socket, without waiting.
 func readNow(fd int, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, errno := quickCall(syscall.SYS_READ, uintptr(fd), p)
+	n, errno := quickCall(syscall.SYS_RECVFROM, uintptr(fd), p)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -214,7 +215,7 @@ func (q *quickWrite) took(n int) {
 
 func (q *quickWrite) attempt(fd uintptr) bool {
 	for len(q.rest) > 0 {
-		n, errno := quickCall(syscall.SYS_WRITE, fd, q.rest)
+		n, errno := quickCall(syscall.SYS_SENDTO, fd, q.rest)
 		switch errno {
 		case 0:
 			q.rest = q.rest[n:]
