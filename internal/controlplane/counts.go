@@ -89,6 +89,7 @@ func (c *counts) observe(a *authority, s *xds.Server, r *report.Server, now func
 			}
 			return 0
 		}),
+		gauge("podseal_revocation_list_seconds_left", "Seconds until the first of the revocation lists in force ends; +Inf if none does.", func() float64 { return a.revocationsLeft(now()) }),
 		gauge("pilot_xds", "Proxies connected.", func() float64 { return float64(len(s.Peers())) }),
 		gauge("podseal_edges", "Edges of all proxies that this replica keeps.", func() float64 { _, kept, _ := r.Counts(); return float64(kept) }),
 		gauge("podseal_reporting_proxies", "Proxies that report their edges to this replica.", func() float64 { streams, _, _ := r.Counts(); return float64(streams) }),
@@ -98,7 +99,7 @@ func (c *counts) observe(a *authority, s *xds.Server, r *report.Server, now func
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "podseal_matches_dropped_total", Help: "Times that a policy mattered which are not kept, as proxies told of too many.",
 		}, func() float64 { return float64(r.Dropped()) }),
-		gauge("podseal_bad_input", "1 while settings or a certificate authority can't be taken into force.", func() float64 {
+		gauge("podseal_bad_input", "1 while settings, a certificate authority or revocation lists can't be taken into force.", func() float64 {
 			if a.Problem() != nil {
 				return 1
 			}

@@ -284,7 +284,7 @@ func TestMetricsPage(t *testing.T) {
 	}
 	for _, name := range []string{
 		"citadel_server_csr_count", "citadel_server_success_cert_issuance_count", "citadel_server_authentication_failure_count",
-		"citadel_server_root_cert_expiry_timestamp", "podseal_root_seconds_left", "pilot_xds ", "pilot_xds_pushes", "pilot_proxy_convergence_time_count", "sidecar_injection_requests_total",
+		"citadel_server_root_cert_expiry_timestamp", "podseal_root_seconds_left", "podseal_revocation_list_seconds_left +Inf", "pilot_xds ", "pilot_xds_pushes", "pilot_proxy_convergence_time_count", "sidecar_injection_requests_total",
 		"sidecar_injection_success_total", "sidecar_injection_failure_total", "sidecar_injection_skip_total",
 	} {
 		if !strings.Contains(string(body), "\n"+name) {

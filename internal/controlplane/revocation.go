@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"podseal.io/podseal/internal/ca"
@@ -100,6 +101,17 @@ func (a *authority) revoke(lists *identity.Revocations) {
 			a.cfg.Log.Warn("peers whose certificates lead to this root are refused, as it has no revocation list", slog.String("root", root.Subject.String()))
 		}
 	}
+}
+
+// revocationsLeft is how many seconds are left until the first of the lists in force ends;
+// infinite if none does.
+func (a *authority) revocationsLeft(now time.Time) float64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.revoked == nil || a.revoked.Ends().IsZero() {
+		return math.Inf(1)
+	}
+	return a.revoked.Ends().Sub(now).Seconds()
 }
 
 // revocationsHash names the lists in force, "" if there are none.

@@ -170,6 +170,9 @@ func TestRevocationListsAreTold(t *testing.T) {
 	if !strings.Contains(out.String(), "peers whose certificates lead to this root are refused") {
 		t.Error(out.String())
 	}
+	if got := a.revocationsLeft(epoch); got != 3600 {
+		t.Errorf("%v seconds are left", got)
+	}
 	if got := named(settings.Namespace); len(got) != 16 {
 		t.Errorf("the list is called %q", got)
 	}

@@ -149,6 +149,16 @@ func (r *Revocations) Len() (n int) {
 	return n
 }
 
+// Ends is when the first of the lists ends, the zero time if none does.
+func (r *Revocations) Ends() (first time.Time) {
+	for _, l := range r.lists {
+		if end := l.raw.NextUpdate; !end.IsZero() && (first.IsZero() || end.Before(first)) {
+			first = end
+		}
+	}
+	return first
+}
+
 // Check says whether a chain, which has been verified from a leaf or a CA up to its
 // root, holds by the lists: until when it does, the zero time for ever, or why not.
 // ErrRevocationListEnded is the answer only if there is no other fault.

@@ -103,6 +103,9 @@ func TestRevocations(t *testing.T) {
 	for _, l := range forever.lists {
 		endless(l.raw)
 	}
+	if got := revocations(t, ok, listOf(t, between, ended)).Ends(); !got.Equal(noon.Add(-time.Minute)) || !forever.Ends().IsZero() {
+		t.Errorf("the first ends at %s, of those without an end at %s", got, forever.Ends())
+	}
 	if until, err := forever.Check([]*x509.Certificate{leaf.cert, between.cert, root.cert}, noon.AddDate(9, 0, 0)); err != nil || !until.IsZero() {
 		t.Errorf("without an end: until %s, %v", until, err)
 	}
