@@ -223,7 +223,7 @@ func (o *observer) follow(ctx context.Context) {
 }
 
 // open asks for the connections that are open, and for those between proxies that
-// wait to be used again.
+// carry them.
 func (o *observer) open(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()

@@ -19,9 +19,9 @@ const (
 	ALPNHTTP11       = "istio-http/1.1"
 	ALPNH2           = "istio-h2"
 
-	// ALPNStreams is our own, too: one stream after the other over one connection. It
+	// ALPNStreams is our own, too: many streams over one connection. It
 	// says nothing of what is inside, and is the only name of these that a server chooses.
-	ALPNStreams = "podseal-streams"
+	ALPNStreams = "podseal-mux"
 )
 
 // ErrPeerIdentity says that a peer proved an identity, but not the expected one.

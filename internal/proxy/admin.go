@@ -37,13 +37,13 @@ type Status struct {
 func (p *proxy) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/tunnels      TLS connections between proxies that wait to be used again\n/records      the last finished connections; ?follow: each one as it ends\n/edges        who talks to this pod and to whom it talks\n/ready        200 when ready\n")
+		_, _ = io.WriteString(w, "/status       who this proxy is and what it knows\n/connections  open connections\n/tunnels      TLS connections between proxies that carry them\n/records      the last finished connections; ?follow: each one as it ends\n/edges        who talks to this pod and to whom it talks\n/ready        200 when ready\n")
 	})
 	mux.HandleFunc("GET /ready", p.serveReady)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.status()) })
 	mux.HandleFunc("GET /records", p.serveRecords)
 	mux.HandleFunc("GET /edges", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.graph()) })
-	mux.HandleFunc("GET /tunnels", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.idleTunnels()) })
+	mux.HandleFunc("GET /tunnels", func(w http.ResponseWriter, _ *http.Request) { p.writeJSON(w, p.allTunnels()) })
 	mux.HandleFunc("GET /connections", func(w http.ResponseWriter, _ *http.Request) {
 		now := time.Now()
 		all := []Record{}
@@ -59,7 +59,7 @@ func (p *proxy) status() Status {
 	world := p.worlds.world()
 	s := Status{
 		Version: p.cfg.Version, Workload: p.worlds.self, NotReady: p.notReady(), Draining: p.draining.Load(),
-		Connections: len(p.conns.all()), IdleOut: p.tunnels.len(), IdleIn: p.lobby.len(),
+		Connections: len(p.conns.all()), IdleOut: p.tunnels.idle(), IdleIn: p.lobby.idle(),
 	}
 	s.Workloads, s.Services = world.Len()
 	if own, ok := p.worlds.own(); ok {

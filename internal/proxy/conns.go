@@ -46,10 +46,10 @@ type conn struct {
 	server *net.TCPConn
 	local  netip.AddrPort // of the last server
 	ended  bool           // a reason was given, or the sockets were closed
-	broken bool           // it was cut
-	closed bool           // and what is kept is known
-	tunnel *tunnel        // that one of the sockets belongs to; or nil
-	kept   bool           // the tunnel outlives this connection, and is no longer its business
+	tunnel *tunnel        // that one side goes over, and its stream of it; or nil. A socket of the tunnel is not this connection's
+	stream *tlsconn.Stream
+	reused bool    // the handshake was an earlier connection's; set before the relay begins
+	making *making // what others wait for while this connection shakes hands
 	checks []checkFunc
 	usual  [4]checkFunc // where checks begin: hardly a connection has more
 	drain  func()       // asks the client to send no more on this connection; or nil
@@ -107,9 +107,12 @@ func (c *conn) cut(reason policy.Reason, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.because(reason, err)
-	c.ended, c.broken = true, true
+	c.ended = true
 	for _, s := range c.sockets() {
 		reset(s)
+	}
+	if c.stream != nil {
+		c.stream.Reset()
 	}
 }
 
@@ -125,34 +128,22 @@ func (c *conn) serverLocal() netip.AddrPort {
 func (c *conn) sockets() []*net.TCPConn {
 	var all []*net.TCPConn
 	for _, s := range [...]*net.TCPConn{c.client, c.server} {
-		if s != nil && (!c.kept || s != c.tunnel.raw) {
+		if s != nil && (c.tunnel == nil || s != c.tunnel.raw) {
 			all = append(all, s)
 		}
 	}
 	return all
 }
 
-// over says that the connection goes over a tunnel, or is the first to do so. It may
-// end then without the tunnel.
-func (c *conn) over(t *tunnel) {
+// over says that the connection is a stream of a tunnel. One that was cut meanwhile
+// ends the stream.
+func (c *conn) over(t *tunnel, s *tlsconn.Stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tunnel = t
-}
-
-// reused reports whether the handshake was an earlier connection's. Whoever sets the
-// connection up may ask.
-func (c *conn) reused() bool { return c.tunnel != nil && c.tunnel.streams.Load() > 1 }
-
-// left is the tunnel that the connection has left behind, or nil. It is known when
-// close has been called.
-func (c *conn) left() *tunnel {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.kept {
-		return nil
+	c.tunnel, c.stream = t, s
+	if c.ended {
+		s.Reset()
 	}
-	return c.tunnel
 }
 
 // because notes why the connection ends. Callers hold mu.
@@ -174,19 +165,17 @@ func (c *conn) end(reason policy.Reason, err error) {
 	c.ended = true
 }
 
-// close closes what is open, but a tunnel that can be used again: whatever the reason
-// is for which the connection ended, a stream that has ended as it should in both
-// directions has told the peer that it may open the next one. Once it is left behind,
-// the tunnel may be another connection's already.
+// close closes what is open. A stream that has not come to its end in both directions
+// ends with a reset.
 func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.broken && !c.closed && c.tunnel != nil {
-		c.kept = c.tunnel.tls.Idle()
-	}
-	c.ended, c.closed = true, true
+	c.ended = true
 	for _, s := range c.sockets() {
 		_ = s.Close()
+	}
+	if c.stream != nil {
+		_ = c.stream.Close()
 	}
 }
 
@@ -337,9 +326,22 @@ func (c *conn) mayRest(s stream) {
 func (s *conns) rest(since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	busy := map[*tunnel]bool{} // by what moves on any stream
 	for c := range s.open {
-		if t := c.encrypted.Load(); t != nil && c.progress.Load() < since.UnixNano() {
+		quiet := c.progress.Load() < since.UnixNano()
+		if t := c.encrypted.Load(); t != nil && quiet {
 			t.Rest()
+		}
+		c.mu.Lock()
+		t := c.tunnel
+		c.mu.Unlock()
+		if t != nil {
+			busy[t] = busy[t] || !quiet
+		}
+	}
+	for t, busy := range busy {
+		if !busy {
+			t.mux.Rest()
 		}
 	}
 }

@@ -100,9 +100,9 @@ const (
 // byte. Contract 2.19, 2.20, 2.25, 2.26, 2.28, 3.47, 3.48, 3.49, 3.50.
 func TestHelloBytes(t *testing.T) {
 	for proto, alpn := range map[policy.Protocol]string{
-		policy.TCP:  alpnBytes("podseal-streams", "istio"),
-		policy.HTTP: alpnBytes("podseal-streams", "istio-http/1.1", "istio", "http/1.1"),
-		policy.Auto: alpnBytes("podseal-streams", "podseal", "istio"),
+		policy.TCP:  alpnBytes("podseal-mux", "istio"),
+		policy.HTTP: alpnBytes("podseal-mux", "istio-http/1.1", "istio", "http/1.1"),
+		policy.Auto: alpnBytes("podseal-mux", "podseal", "istio"),
 	} {
 		t.Run(proto.String(), func(t *testing.T) {
 			hello := make(chan []byte, 1)

@@ -255,9 +255,7 @@ func (c *httpCopy) kernel() error {
 // encrypted reports whether the rest of the body comes from or goes to TLS, which
 // then has its own buffers for it.
 func (c *httpCopy) encrypted() bool {
-	_, from := c.from().(*tlsconn.Conn)
-	_, to := c.dst.(*tlsconn.Conn)
-	return (from || to) && c.bulk()
+	return c.bulk() && (isSecured(c.from()) || isSecured(c.dst))
 }
 
 // from is what is read when nothing is left of what was read before.
@@ -301,4 +299,9 @@ func (c *httpCopy) stream() error {
 	default:
 		return fmt.Errorf("%w: %w", errHTTPSource, err)
 	}
+}
+
+func isSecured(side any) bool {
+	_, ok := side.(secured)
+	return ok
 }

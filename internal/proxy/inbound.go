@@ -16,7 +16,6 @@ import (
 	"podseal.io/podseal/internal/identity"
 	"podseal.io/podseal/internal/metrics"
 	"podseal.io/podseal/internal/policy"
-	"podseal.io/podseal/internal/tlsconn"
 	"podseal.io/podseal/internal/wire"
 	"podseal.io/podseal/internal/workload"
 )
@@ -201,7 +200,7 @@ func (in *inbound) terminate(ctx context.Context, action policy.Action, first si
 
 // goOn goes on with what is inside mutual TLS. spoken is what the application has
 // said already.
-func (in *inbound) goOn(ctx context.Context, action policy.Action, client *tlsconn.Conn, spoken []byte) {
+func (in *inbound) goOn(ctx context.Context, action policy.Action, client secured, spoken []byte) {
 	inside := sight{app: spoken}
 	switch action {
 	case policy.TerminateAuto, policy.TerminateHTTP:
@@ -223,7 +222,7 @@ func (in *inbound) goOn(ctx context.Context, action policy.Action, client *tlsco
 	in.serveTCP(ctx, client, inside)
 }
 
-func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, error) {
+func (in *inbound) handshake(ctx context.Context, first sight) (secured, error) {
 	snap, err := in.p.snapshot(ctx)
 	if err != nil {
 		return nil, err
@@ -257,9 +256,9 @@ func (in *inbound) handshake(ctx context.Context, first sight) (*tlsconn.Conn, e
 			r.SourceWorkload = ""
 		}
 	})
-	in.welcome(client, f, first)
+	peer := in.welcome(ctx, client, f, first)
 	in.p.watchPeer(in.c, snap, f.state.PeerCertificates, x509.ExtKeyUsageClientAuth)
-	return client, nil
+	return peer, nil
 }
 
 // lastWords lets the alert of a failed handshake reach the client: closing with
@@ -275,7 +274,7 @@ func (in *inbound) lastWords() {
 // lookInside finds out what a terminated connection carries. On an auto port the
 // application may speak first there too; on an HTTP port it is enough to tell
 // HTTP/1 from HTTP/2.
-func (in *inbound) lookInside(ctx context.Context, action policy.Action, client *tlsconn.Conn, spoken []byte) (sight, error) {
+func (in *inbound) lookInside(ctx context.Context, action policy.Action, client secured, spoken []byte) (sight, error) {
 	if len(spoken) > 0 && !speaksHTTP2(spoken) {
 		return sight{app: spoken}, nil // it did so already, before the handshake
 	}

@@ -3,6 +3,8 @@ package proxy
 import (
 	"context"
 	"crypto/x509"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,168 +13,133 @@ import (
 	"podseal.io/podseal/internal/tlsconn"
 )
 
-// lobby holds the tunnels of clients that wait for their next stream. Each has its
-// goroutine, which reads. The zero value is ready.
+// lobby holds the tunnels of clients. The zero value is ready.
 type lobby struct {
 	mu     sync.Mutex
-	idle   map[*tunnel]struct{}
+	here   map[*tunnel]struct{}
 	closed bool
 	timer  *time.Timer // of the next look; nil while there is none
 }
 
-// enter takes in a tunnel that waits from now on; it reports false when all is over.
-// No deadline is set: who waits for too long is told so when it is looked around.
+// enter takes in a tunnel; it reports false when there are to be no more streams than
+// those that are.
 func (l *lobby) enter(t *tunnel, look func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return false
+	if l.here == nil {
+		l.here = map[*tunnel]struct{}{}
 	}
-	if l.idle == nil {
-		l.idle = map[*tunnel]struct{}{}
-	}
-	if t.tls.NoReadDeadline() != nil {
-		return false // closed
-	}
-	t.idle = time.Now()
-	l.idle[t] = struct{}{}
+	l.here[t] = struct{}{}
 	if l.timer == nil {
 		l.timer = time.AfterFunc(tunnelSweep, look)
 	}
-	return true
+	return !l.closed
 }
 
-// exit ends what enter began: nobody sets a deadline from then on.
-func (l *lobby) exit(t *tunnel) {
+// gone forgets a tunnel that has ended.
+func (l *lobby) gone(t *tunnel) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.idle, t)
-	if t.leaving.Load() {
-		_ = t.raw.SetReadDeadline(time.Time{}) // a closed socket fails at the read
+	delete(l.here, t)
+}
+
+func (l *lobby) all() []*tunnel {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.here))
+}
+
+// idle is how many carry nothing.
+func (l *lobby) idle() int { return countIdle(l.all()) }
+
+// again has look called later, unless there is nothing to look at.
+func (l *lobby) again(look func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.timer = nil; len(l.here) > 0 {
+		l.timer = time.AfterFunc(tunnelSweep, look)
 	}
 }
 
-// dismiss tells the clients of those that aren't wanted.
-func (l *lobby) dismiss(wanted func(*tunnel) bool) {
+// end closes all, with what they carry; from then on those that come carry what they
+// came with, and nothing more.
+func (l *lobby) end() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for t := range l.idle {
-		if !wanted(t) {
+	l.closed = true
+	l.mu.Unlock()
+	for _, t := range l.all() {
+		t.mux.Close()
+	}
+}
+
+// wanted reports whether a further stream may come over a client's tunnel.
+func (p *proxy) wanted(t *tunnel) bool {
+	return !p.draining.Load() && t.fresh(p.creds.current.Load()) && t.policy == standOf(p.worlds.world(), p.worlds.self)
+}
+
+// dismiss tells the clients of tunnels that aren't wanted any more.
+func (p *proxy) dismiss() {
+	for _, t := range p.lobby.all() {
+		if !p.wanted(t) {
 			t.leave()
 		}
 	}
 }
 
-// room reports whether one more may wait.
-func (l *lobby) room() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return !l.closed && len(l.idle) < tunnelsAll
-}
-
-func (l *lobby) len() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.idle)
-}
-
-// each calls visit for each, in no order.
-func (l *lobby) each(visit func(*tunnel)) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for t := range l.idle {
-		visit(t)
-	}
-}
-
-// again has look called later, unless nothing waits.
-func (l *lobby) again(look func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.timer = nil; len(l.idle) > 0 && !l.closed {
-		l.timer = time.AfterFunc(tunnelSweep, look)
-	}
-}
-
-// close ends the wait of all; from then on none waits.
-func (l *lobby) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
-	if l.timer != nil {
-		l.timer.Stop()
-		l.timer = nil
-	}
-	for t := range l.idle {
-		_ = t.raw.Close() // the client may have closed it
-	}
-}
-
-// mayWait reports whether a tunnel of a client is kept when its stream ends now.
-func (p *proxy) mayWait(t *tunnel) bool { return p.wanted(t) && p.lobby.room() }
-
-// wanted reports whether a further stream may come over a client's tunnel.
-func (p *proxy) wanted(t *tunnel) bool {
-	return !t.leaving.Load() && !p.draining.Load() && t.fresh(p.creds.current.Load()) && t.policy == standOf(p.worlds.world(), p.worlds.self)
-}
-
-// lookAround dismisses what isn't wanted any more, again and again while tunnels wait.
+// lookAround is dismiss, again and again while there are tunnels. It also lets go of
+// those that have carried nothing for long, and closes what the client should have.
 func (p *proxy) lookAround() {
-	long := time.Now().Add(-tunnelPatience)
-	p.lobby.dismiss(func(t *tunnel) bool { return t.idle.After(long) && p.wanted(t) })
+	now, idle := time.Now(), 0
+	for _, t := range p.lobby.all() {
+		resting := t.resting(now, 0)
+		if resting {
+			idle++
+		}
+		if t.resting(now, tunnelPatience) || !p.wanted(t) || idle > tunnelsAll {
+			t.leave()
+		}
+		if left := t.left.Load(); left > 0 && resting && now.Sub(time.Unix(0, left)) >= tunnelLeave {
+			t.mux.Close()
+		}
+	}
 	p.lobby.again(p.lookAround)
 }
 
-// leave tells the client, once, that no further stream is taken. It closes the
-// tunnel then; if it doesn't, the wait for the next stream ends. It is for a tunnel
-// in the lobby only.
+// leave tells the client, once, that no further stream is taken. It closes the tunnel
+// then.
 func (t *tunnel) leave() {
-	if t.leaving.Swap(true) {
-		return
+	if t.left.CompareAndSwap(0, time.Now().UnixNano()) {
+		t.mux.Leave()
 	}
-	_ = t.tls.Leave() // if it can't be told it will see the end
-	_ = t.raw.SetReadDeadline(time.Now().Add(tunnelLeave))
 }
 
-// next waits for the next stream of a tunnel, and returns it as a connection of its
-// own, or nil when none comes.
-func (p *proxy) next(ctx context.Context, t *tunnel) *conn {
+// welcome makes a tunnel of a client's connection, where it can be one, and returns
+// its first stream; or else the connection.
+func (in *inbound) welcome(ctx context.Context, client *tlsconn.Conn, f *proof, first sight) secured {
+	p := in.p
+	t, s := p.newTunnel(client, in.c.client, f, func(t *tunnel, s *tlsconn.Stream) { p.arrived(ctx, t, s) })
 	if t == nil {
-		return nil
-	}
-	if !p.lobby.enter(t, p.lookAround) {
-		_ = t.raw.Close()
-		return nil
-	}
-	err := t.tls.Accept()
-	p.lobby.exit(t)
-	if err != nil {
-		_ = t.raw.Close() // what can still be said has been
-		return nil
-	}
-	t.streams.Add(1)
-	now := time.Now()
-	c := &conn{direction: directionInbound, client: t.raw, started: now, tunnel: t}
-	c.facts = Record{Start: now, Direction: directionInbound, Source: addrPort(t.raw.RemoteAddr()), Reused: true}
-	if !p.conns.add(c) {
-		c.cut(policy.Overloaded, errDetail("as many connections are open as this proxy allows"))
-		p.finish(ctx, c)
-		return nil
-	}
-	p.metrics.Open(c.direction).Inc()
-	return c
-}
-
-// welcome makes a tunnel of a client's connection, where it can be one.
-func (in *inbound) welcome(client *tlsconn.Conn, f *proof, first sight) {
-	t := in.p.newTunnel(client, in.c.client, f)
-	if t == nil {
-		return
+		return client
 	}
 	t.hello = greeting{first.seen, in.dst, first.hello.SNI, brief(strings.Join(first.hello.ALPN, ","), maxName)}
-	t.policy = standOf(in.p.worlds.world(), in.p.worlds.self)
-	client.Keep(func() bool { return in.p.mayWait(t) })
-	in.c.over(t)
+	t.policy = standOf(p.worlds.world(), p.worlds.self)
+	in.c.over(t, s)
+	if !p.lobby.enter(t, p.lookAround) {
+		t.leave()
+		if t.open() == 0 {
+			t.mux.Close()
+		}
+	}
+	p.runTunnel(t, p.lobby.gone)
+	return s
+}
+
+// arrived takes over one stream of a tunnel as a connection of its own.
+func (p *proxy) arrived(ctx context.Context, t *tunnel, s *tlsconn.Stream) {
+	now := time.Now()
+	c := &conn{direction: directionInbound, client: t.raw, started: now, reused: true, tunnel: t, stream: s}
+	c.facts = Record{Start: now, Direction: directionInbound, Source: addrPort(t.raw.RemoteAddr()), Reused: true}
+	p.take(ctx, c)
 }
 
 // serveStream carries a connection that came over a tunnel: it is decided as a new
@@ -206,5 +173,5 @@ func (p *proxy) serveStream(ctx context.Context, c *conn) {
 		return
 	}
 	p.watchPeer(c, t.snap, t.state.PeerCertificates, x509.ExtKeyUsageClientAuth)
-	in.goOn(ctx, action, t.tls, nil)
+	in.goOn(ctx, action, c.stream, nil)
 }

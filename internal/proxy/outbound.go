@@ -77,9 +77,7 @@ func (p *proxy) serveOutbound(ctx context.Context, c *conn) {
 	endpoint := to.endpoint
 	p.balance.add(endpoint, 1)
 	c.atEnd = append(c.atEnd, func() {
-		if c.left() == nil {
-			_ = server.Close() // it may have been closed before
-		}
+		c.close()
 		p.balance.add(endpoint, -1)
 	})
 	if to = p.settle(c, own, dst, to); to.verdict == refused {
@@ -165,13 +163,10 @@ func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Worklo
 	c.carry = func() {
 		first := c.first
 		c.first = nil // it isn't kept
-		if c.reused() {
+		if c.reused {
 			defer watchAnswer(c, c.tunnel)()
 		}
 		p.relay(c, c.client, toServer, first, nil)
-		if t := c.left(); t != nil {
-			p.tunnels.put(t, p.creds.current.Load)
-		}
 		c.note(func(r *Record) {
 			if r.Security == "" && c.sent.Load() > 0 { // only the server spoke
 				r.Security = securityPlaintext
@@ -200,13 +195,15 @@ func (p *proxy) connect(ctx context.Context, c *conn, q question, to routing) (r
 			return to, nil, err
 		}
 		if !to.anybody {
-			if t := p.reopen(c, &to); t != nil {
-				c.over(t)
+			if t := p.join(ctx, c, &to); t != nil {
 				return to, t.raw, nil
 			}
 		}
 	}
 	server, err := p.dial(ctx, to)
+	if err != nil {
+		p.made(c, nil, false)
+	}
 	if err != nil && to.balanced {
 		q.exclude = to.endpoint
 		if other := p.route(c, q); other.verdict != refused {
@@ -302,11 +299,11 @@ func orKernel(d time.Duration) time.Duration { return cmp.Or(d, -1) }
 
 // encrypt shakes hands with the endpoint, which must prove exactly the identity
 // that the routing wants (design D11).
-func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn, error) {
+func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (secured, error) {
 	if c.tunnel != nil {
 		c.note(func(r *Record) { r.Reused = true; c.tunnel.note(r) })
 		p.watchPeer(c, c.tunnel.snap, c.tunnel.state.PeerCertificates, x509.ExtKeyUsageServerAuth)
-		return c.tunnel.tls, nil
+		return c.stream, nil
 	}
 	snap, err := p.creds.Snapshot()
 	if err != nil {
@@ -324,14 +321,20 @@ func (p *proxy) encrypt(c *conn, to routing, server *net.TCPConn) (*tlsconn.Conn
 		return nil, err
 	}
 	c.note(f.note)
-	if t := p.newTunnel(encrypted, server, f); t != nil {
+	var peer secured = encrypted
+	t, s := p.newTunnel(encrypted, server, f, nil)
+	if t != nil {
 		t.key = keyOfTunnel(&to)
-		once := to.anybody
-		encrypted.Keep(func() bool { return !once && p.mayKeep(t) })
-		c.over(t)
+		c.over(t, s)
+		peer = s
+		p.runTunnel(t, p.tunnels.gone)
 	}
+	if t != nil && to.anybody { // it was not asked which of them
+		t.mux.Leave()
+	}
+	p.made(c, t, t == nil)
 	p.watchPeer(c, snap, f.state.PeerCertificates, x509.ExtKeyUsageServerAuth)
-	return encrypted, nil
+	return peer, nil
 }
 
 // shakeHands makes the handshake with a peer of the mesh, in full or as the

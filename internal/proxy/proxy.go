@@ -158,8 +158,8 @@ type proxy struct {
 	own         func(netip.AddrPort) bool // isOwn
 	secrets     *secrets
 	resolver    *resolver
-	tunnels     tunnels // idle, to other proxies
-	lobby       lobby   // idle, from other proxies
+	tunnels     tunnels // to other proxies
+	lobby       lobby   // from other proxies
 	unsaid      unsaid  // what clients have begun to say
 	tls         tlsconn.Pool
 	httpBuffers httpBuffers
@@ -238,7 +238,7 @@ func (p *proxy) worldChanged(w *workload.World) {
 	p.accessLog.set(w.Mesh.AccessLog, p.log)
 	p.conns.recheck(w, p.creds.current.Load())
 	p.calls.recheck(w, p.creds.current.Load())
-	p.lobby.dismiss(p.wanted)
+	p.dismiss()
 }
 
 // Run binds every socket, then carries connections until the context ends, and
@@ -346,7 +346,7 @@ func (p *proxy) announce(ctx context.Context) {
 func (p *proxy) drain(quit bool) {
 	told := p.startDraining()
 	p.tunnels.close()
-	p.lobby.dismiss(p.wanted)
+	p.dismiss()
 	if quit || told || p.cfg.Drain == 0 {
 		p.sockets.inbound.close()
 		p.log.Info("proxy stops at once", slog.Int("connections", len(p.conns.all())), slog.Bool("told_to_quit", quit))
@@ -386,11 +386,11 @@ func (p *proxy) startDraining() bool {
 
 // cutAll cuts what is open. From then on no tunnel is kept.
 func (p *proxy) cutAll() {
-	p.tunnels.close()
-	p.lobby.close()
 	for _, c := range p.conns.all() {
 		c.cut(policy.Draining, errDetail("the proxy is shutting down"))
 	}
+	p.tunnels.end()
+	p.lobby.end()
 }
 
 // accepted takes over one captured connection.
@@ -398,47 +398,49 @@ func (p *proxy) accepted(ctx context.Context, raw *net.TCPConn, direction string
 	now := time.Now()
 	c := &conn{direction: direction, client: raw, started: now}
 	c.facts = Record{Start: now, Direction: direction, Source: addrPort(raw.RemoteAddr())}
+	p.take(ctx, c)
+}
+
+// take has a connection served, unless there are too many.
+func (p *proxy) take(ctx context.Context, c *conn) {
 	if !p.conns.add(c) {
 		c.cut(policy.Overloaded, errDetail("as many connections are open as this proxy allows"))
 		p.finish(ctx, c)
 		return
 	}
-	p.metrics.Open(direction).Inc()
+	p.metrics.Open(c.direction).Inc()
 	p.setup.do(func() { p.serve(ctx, c) })
 }
 
 // serve sets a connection up, which takes a deep stack, and leaves it to a new
 // goroutine to carry it: a stack that has grown would stay so for as long as the
 // connection lasts, and most of what an idle one takes is stacks. Without a
-// handshake it is not so deep. The connections that follow over the same tunnel are
-// served too, one after the other.
+// handshake it is not so deep.
 func (p *proxy) serve(ctx context.Context, c *conn) {
-	for ; c != nil; c = p.over(ctx, c) {
-		switch {
-		case c.direction == directionOutbound:
-			p.serveOutbound(ctx, c)
-		case c.tunnel != nil:
-			p.serveStream(ctx, c)
-		default:
-			p.serveInbound(ctx, c)
-		}
-		switch {
-		case c.carry == nil:
-		case c.reused():
-			c.carry()
-		default:
-			p.handlers.Go(func() {
-				c.carry()
-				p.serve(ctx, p.over(ctx, c))
-			})
-			return
-		}
+	switch {
+	case c.direction == directionOutbound:
+		p.serveOutbound(ctx, c)
+	case c.tunnel != nil:
+		p.serveStream(ctx, c)
+	default:
+		p.serveInbound(ctx, c)
 	}
+	switch {
+	case c.carry == nil:
+	case c.reused:
+		c.carry()
+	default:
+		p.handlers.Go(func() {
+			c.carry()
+			p.over(ctx, c)
+		})
+		return
+	}
+	p.over(ctx, c)
 }
 
-// over ends what serve has begun. It returns the next connection over the tunnel that
-// this one has left behind, for which it waits, or nil.
-func (p *proxy) over(ctx context.Context, c *conn) *conn {
+// over ends what serve has begun.
+func (p *proxy) over(ctx context.Context, c *conn) {
 	for _, f := range slices.Backward(c.atEnd) {
 		f()
 	}
@@ -446,11 +448,6 @@ func (p *proxy) over(ctx context.Context, c *conn) *conn {
 	p.conns.remove(c)
 	p.metrics.Open(c.direction).Dec()
 	p.finish(ctx, c)
-	if c.direction == directionOutbound {
-		return nil
-	}
-	c.carry, c.atEnd = nil, nil // they aren't kept
-	return p.next(ctx, c.left())
 }
 
 // finish leaves the connection's record.

@@ -60,11 +60,43 @@ type relaying struct {
 
 func (r *relaying) run(stop func()) {
 	r.there.Add(1)
-	r.p.second.do(r.toServer)
-	r.toClient()
+	if s, ok := r.client.(*tlsconn.Stream); ok && r.deliver(r.server, s, &r.fromClient, &r.c.received, "client to server") {
+		r.toClient()
+	} else if s, ok := r.server.(*tlsconn.Stream); ok && r.deliver(r.client, s, &r.fromServer, &r.c.sent, "server to client") {
+		r.there.Add(1)
+		r.toServer()
+	} else {
+		r.p.second.do(r.toServer)
+		r.toClient()
+	}
 	r.there.Wait()
 	stop()
 	r.c.close()
+}
+
+// deliver has what comes over a tunnel delivered by who reads the tunnel: that takes
+// no goroutine of this connection. It reports false where it can't be.
+func (r *relaying) deliver(dst stream, src *tlsconn.Stream, first *[]byte, count interface{ Add(int64) int64 }, where string) bool {
+	to, ok := dst.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	moved := r.c.moved(count)
+	if err := r.begin(dst, first, moved); err != nil {
+		r.failed(where, err)
+		r.there.Done()
+		return true
+	}
+	src.Deliver(to, moved, func(err error) {
+		defer r.there.Done()
+		if err == nil {
+			err = r.finish(dst, true)
+		}
+		if err != nil && !errors.Is(err, net.ErrClosed) { // closed by whoever has cut the connection
+			r.failed(where, err)
+		}
+	})
+	return true
 }
 
 func (r *relaying) toServer() {
@@ -99,12 +131,8 @@ func (c *conn) moved(count interface{ Add(int64) int64 }) func(n int) {
 // direction carries one direction to its end and then ends it at dst.
 // What first points to goes before, and is then forgotten.
 func (r *relaying) direction(dst, src stream, first *[]byte, moved func(n int)) error {
-	if len(*first) > 0 {
-		if _, err := dst.Write(*first); err != nil {
-			return fmt.Errorf("write: %w", err)
-		}
-		moved(len(*first))
-		*first = nil
+	if err := r.begin(dst, first, moved); err != nil {
+		return err
 	}
 	d, plainDst := dst.(*net.TCPConn)
 	s, plainSrc := src.(*net.TCPConn)
@@ -117,7 +145,25 @@ func (r *relaying) direction(dst, src stream, first *[]byte, moved func(n int)) 
 	if err != nil {
 		return err
 	}
-	if r.over.Swap(true) && plainDst {
+	return r.finish(dst, plainDst)
+}
+
+// begin sends what was read before.
+func (r *relaying) begin(dst stream, first *[]byte, moved func(n int)) error {
+	if len(*first) == 0 {
+		return nil
+	}
+	if _, err := dst.Write(*first); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	moved(len(*first))
+	*first = nil
+	return nil
+}
+
+// finish ends one direction.
+func (r *relaying) finish(dst stream, plain bool) error {
+	if r.over.Swap(true) && plain {
 		return nil // dst has ended its direction, and is closed at once, which tells it the same
 	}
 	if err := dst.CloseWrite(); err != nil && !isGone(err) {

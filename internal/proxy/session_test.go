@@ -15,12 +15,15 @@ import (
 	"podseal.io/podseal/internal/policy"
 )
 
-// busy leaves a connection open that has carried something, so that its tunnel serves
+// busy leaves a connection open that has carried something, over a tunnel that serves
 // nobody else, and returns what both sides know of it.
 func (p *pair) busy(t testing.TB) (client, server Record) {
 	t.Helper()
 	began := [2]uint64{p.clientSide.conns.work().total, p.inside.conns.work().total}
 	exchange(t, p.dial(), "hello\n")
+	for _, t := range p.clientSide.tunnels.all() {
+		t.mux.Leave()
+	}
 	newest := func(side *proxy, before uint64) (r Record) {
 		eventually(t, func() bool { return side.conns.work().total > before })
 		for _, c := range side.conns.all() {

@@ -18,24 +18,26 @@ import (
 	"podseal.io/podseal/internal/workload"
 )
 
-// A tunnel is the mutual TLS connection between two proxies of ours. When an
-// application's connection over it has ended as it should, the tunnel serves the
-// next one to the same pod, port and identities, without a handshake.
+// A tunnel is the mutual TLS connection between two proxies of ours. It carries the
+// connections of applications to the same pod, port and identities as streams, many at
+// a time, and so spares them a handshake.
 //
-// The client keeps idle tunnels ([tunnels]) and decides when one is used; it lets
-// go of them first, so that a stream seldom meets a server that doesn't want it.
-// The server waits for the next stream ([lobby]); when it wants no more it says so
-// and still takes what was on its way.
+// The client keeps its tunnels ([tunnels]) and decides which one is used; it lets go
+// of them first, so that a stream seldom meets a server that doesn't want it. The
+// server ([lobby]) takes streams as they come; when it wants no more it says so and
+// still takes what was on its way.
 
 const (
-	tunnelIdle     = 20 * time.Second // the client keeps an idle tunnel so long,
-	tunnelPatience = 40 * time.Second // and the server waits so long for the next stream
+	tunnelIdle     = 20 * time.Second // the client keeps a tunnel without streams so long,
+	tunnelPatience = 40 * time.Second // and the server
 	tunnelAge      = 10 * time.Minute // a tunnel older than that carries no new stream
 	tunnelMargin   = 5 * time.Second  // nor one whose certificates expire so soon
 	tunnelLeave    = 3 * time.Second  // what the client has to close a tunnel that the server gives up
-	tunnelSweep    = time.Second      // idle tunnels are looked at so often
-	tunnelsPeer    = 128              // idle ones to one place with one name,
-	tunnelsAll     = 1024             // and of each direction
+	tunnelSweep    = time.Second      // tunnels are looked at so often
+	tunnelShare    = 64               // streams on each tunnel to one place before there is another,
+	tunnelsPeer    = 8                // as long as there are no more than these
+	tunnelsAll     = 1024             // of each direction that are kept without streams
+	tunnelJoin     = time.Second      // who waits for another's handshake does so for so long
 )
 
 // proof is what a handshake has shown.
@@ -74,19 +76,18 @@ func (f *proof) note(r *Record) {
 // tunnel is one of either direction.
 type tunnel struct {
 	proof
-	tls     *tlsconn.Conn
+	mux     *tlsconn.Mux
 	raw     *net.TCPConn
 	made    time.Time
 	expires time.Time        // the first of both certificates
 	now     func() time.Time // what that is checked against
-	idle    time.Time        // since when; guarded by whoever keeps it
-	streams atomic.Int64     // that it has carried
 
-	key tunnelKey // of one to a server
+	key     tunnelKey // of one to a server
+	closing time.Time // likewise: when it was closed
 
-	hello   greeting // of one from a client
-	policy  stand
-	leaving atomic.Bool // the client has been told that no further stream is taken
+	hello  greeting // of one from a client
+	policy stand
+	left   atomic.Int64 // when the client was told that no further stream is taken, in Unix nanoseconds; or 0
 }
 
 // greeting is what the ClientHello of a tunnel has said, and where it went to.
@@ -129,17 +130,38 @@ func standOf(w *workload.World, self string) stand {
 	return stand{own, w.Access}
 }
 
-// newTunnel is nil for a connection that carries no streams.
-func (p *proxy) newTunnel(c *tlsconn.Conn, raw *net.TCPConn, f *proof) *tunnel {
-	if !c.Streams() {
-		return nil
-	}
-	t := &tunnel{proof: *f, tls: c, raw: raw, made: time.Now(), now: p.cfg.Now, expires: f.snap.Credential.Leaf.NotAfter}
+// newTunnel makes a tunnel of a connection, and returns its first stream; nil twice
+// for a connection that carries no streams.
+func (p *proxy) newTunnel(c *tlsconn.Conn, raw *net.TCPConn, f *proof, accept func(*tunnel, *tlsconn.Stream)) (*tunnel, *tlsconn.Stream) {
+	t := &tunnel{proof: *f, raw: raw, made: time.Now(), now: p.cfg.Now, expires: f.snap.Credential.Leaf.NotAfter}
 	if theirs := f.state.PeerCertificates[0].NotAfter; theirs.Before(t.expires) {
 		t.expires = theirs
 	}
-	t.streams.Store(1)
-	return t
+	var first *tlsconn.Stream
+	if t.mux, first = c.Streams(func(s *tlsconn.Stream) { accept(t, s) }); t.mux == nil {
+		return nil, nil
+	}
+	return t, first
+}
+
+// runTunnel reads it until its end.
+func (p *proxy) runTunnel(t *tunnel, gone func(*tunnel)) {
+	p.handlers.Go(func() {
+		_ = t.mux.Run() // every stream has been told
+		gone(t)
+	})
+}
+
+// open is how many streams it carries.
+func (t *tunnel) open() int {
+	n, _, _ := t.mux.Count()
+	return n
+}
+
+// resting reports whether it has carried nothing for so long.
+func (t *tunnel) resting(now time.Time, long time.Duration) bool {
+	n, _, since := t.mux.Count()
+	return n == 0 && now.Sub(since) >= long
 }
 
 // fresh reports whether the tunnel is young enough and still what a handshake now
@@ -149,7 +171,7 @@ func (t *tunnel) fresh(current *identity.Snapshot) bool {
 }
 
 // errUnanswered says that a peer has not even acknowledged what it was sent.
-var errUnanswered = errors.New("the peer does not acknowledge what is sent over a connection that is used again")
+var errUnanswered = errors.New("the peer does not acknowledge what is sent over a connection that was there before")
 
 // watchAnswer cuts a connection whose stream goes over an old tunnel to a peer that
 // has vanished without a word: a new connection would not have been made. The
@@ -157,6 +179,7 @@ var errUnanswered = errors.New("the peer does not acknowledge what is sent over 
 func watchAnswer(c *conn, t *tunnel) (stop func()) {
 	timer := time.AfterFunc(dialTimeout, func() {
 		if unanswered(t.raw) {
+			t.mux.Leave() // no other connection is to wait as long
 			c.cut(policy.ConnectTimeout, fmt.Errorf("%s: %w", t.raw.RemoteAddr(), errUnanswered))
 		}
 	})
@@ -176,9 +199,9 @@ func unanswered(c *net.TCPConn) bool {
 	return err == nil && waits
 }
 
-// IdleTunnel is one element of GET /tunnels on the admin port. What it shares with
-// a [Record] has the same names.
-type IdleTunnel struct {
+// Tunnel is one element of GET /tunnels on the admin port. What it shares with a
+// [Record] has the same names.
+type Tunnel struct {
 	Direction           string         `json:"direction"` // inbound or outbound
 	Source              netip.AddrPort `json:"src_addr"`
 	Destination         netip.AddrPort `json:"dst_addr"`
@@ -188,25 +211,30 @@ type IdleTunnel struct {
 	DestinationIdentity string         `json:"dst_identity"`
 	Security            string         `json:"security"`
 	SNI                 string         `json:"sni,omitempty"`
+	Open                int            `json:"open"`    // streams that it carries now
 	Streams             int64          `json:"streams"` // that it has carried
 	AgeMS               int64          `json:"age_ms"`
-	IdleMS              int64          `json:"idle_ms"`
+	IdleMS              int64          `json:"idle_ms"` // without a stream
 }
 
-func (p *proxy) idleTunnels() []IdleTunnel {
+func (p *proxy) allTunnels() []Tunnel {
 	now := time.Now()
-	all := []IdleTunnel{}
-	add := func(t *tunnel, i IdleTunnel) {
+	all := []Tunnel{}
+	add := func(t *tunnel, i Tunnel) {
 		i.Endpoint, i.Local, i.Security = i.Destination, addrPort(t.raw.LocalAddr()), securityMutualTLS
 		i.SourceIdentity, i.DestinationIdentity = t.client, t.server
-		i.Streams, i.AgeMS, i.IdleMS = t.streams.Load(), now.Sub(t.made).Milliseconds(), now.Sub(t.idle).Milliseconds()
+		open, total, since := t.mux.Count()
+		i.Open, i.Streams, i.AgeMS = open, total, now.Sub(t.made).Milliseconds()
+		if open == 0 {
+			i.IdleMS = now.Sub(since).Milliseconds()
+		}
 		all = append(all, i)
 	}
-	p.tunnels.each(func(t *tunnel) {
-		add(t, IdleTunnel{Direction: directionOutbound, Source: addrPort(t.raw.LocalAddr()), Destination: t.key.endpoint, SNI: t.key.sni})
-	})
-	p.lobby.each(func(t *tunnel) {
-		add(t, IdleTunnel{Direction: directionInbound, Source: addrPort(t.raw.RemoteAddr()), Destination: t.hello.dst, SNI: brief(t.hello.sni, maxName)})
-	})
+	for _, t := range p.tunnels.all() {
+		add(t, Tunnel{Direction: directionOutbound, Source: addrPort(t.raw.LocalAddr()), Destination: t.key.endpoint, SNI: t.key.sni})
+	}
+	for _, t := range p.lobby.all() {
+		add(t, Tunnel{Direction: directionInbound, Source: addrPort(t.raw.RemoteAddr()), Destination: t.hello.dst, SNI: brief(t.hello.sni, maxName)})
+	}
 	return all
 }

@@ -1,121 +1,209 @@
 package proxy
 
 import (
+	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"podseal.io/podseal/internal/identity"
+	"podseal.io/podseal/internal/tlsconn"
 )
 
-// tunnels are the idle tunnels to servers. The one that was used last is used next,
-// so that those which aren't needed come to their end. The zero value is ready.
+// tunnels are those to servers. The zero value is ready.
 type tunnels struct {
-	mu     sync.Mutex
-	idle   map[tunnelKey][]*tunnel // the last is the one that was used last
-	count  int
-	closed bool
-	timer  *time.Timer // of the next sweep; nil while there is none
+	mu      sync.Mutex
+	usable  map[tunnelKey][]*tunnel
+	retired map[*tunnel]struct{} // carry what they carry, and nothing new
+	making  map[tunnelKey]*making
+	alone   map[tunnelKey]struct{} // where the last handshake has found a peer that takes no streams
+	closed  bool
+	timer   *time.Timer // of the next sweep; nil while there is none
 }
 
-// take returns an idle tunnel that can be used, or nil. It is then the caller's.
-func (s *tunnels) take(key tunnelKey, current *identity.Snapshot) *tunnel {
+// making is a handshake that others wait for. Its owner must end it with made.
+type making struct {
+	key  tunnelKey
+	done chan struct{}
+}
+
+// take returns a tunnel that can be used. If there is none, the caller makes it: he
+// gets the making that others wait for, unless it is not known whether waiting pays.
+// While another makes one, it waits for that.
+func (s *tunnels) take(ctx context.Context, key tunnelKey, current *identity.Snapshot) (*tunnel, *making) {
 	for {
-		t := s.pop(key)
-		if t == nil || t.usable(current) {
-			return t
+		t, m, other := s.look(key, current)
+		if other == nil {
+			return t, m
 		}
-		_ = t.raw.Close() // it may have been closed by the peer
+		timer := time.NewTimer(tunnelJoin)
+		select {
+		case <-other.done:
+			timer.Stop()
+			if t, _, _ := s.look(key, current); t != nil {
+				return t, nil
+			}
+			return nil, nil // it has failed: each for himself
+		case <-timer.C:
+			return nil, nil
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, nil
+		}
 	}
 }
 
-func (t *tunnel) usable(current *identity.Snapshot) bool { return t.fresh(current) && t.tls.Quiet() }
-
-func (s *tunnels) pop(key tunnelKey) *tunnel {
+func (s *tunnels) look(key tunnelKey, current *identity.Snapshot) (t *tunnel, ours, others *making) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := s.idle[key]
-	if len(all) == 0 {
+	if s.closed {
+		return nil, nil, nil
+	}
+	if t = s.pick(key, current); t != nil {
+		return t, nil, nil
+	}
+	if m := s.making[key]; m != nil {
+		return nil, nil, m
+	}
+	if _, alone := s.alone[key]; alone {
+		return nil, nil, nil
+	}
+	m := &making{key: key, done: make(chan struct{})}
+	if s.making == nil {
+		s.making = map[tunnelKey]*making{}
+	}
+	s.making[key] = m
+	return nil, m, nil
+}
+
+// pick returns the tunnel that carries least and no bulk, or nil if another one should
+// be made. Callers hold mu.
+func (s *tunnels) pick(key tunnelKey, current *identity.Snapshot) *tunnel {
+	var best *tunnel
+	least := 0
+	all := s.usable[key]
+	for _, t := range slices.Clone(all) {
+		if !t.usable(current) {
+			s.retire(t)
+			continue
+		}
+		n := t.open()
+		if t.mux.Bulk() {
+			n += tunnelShare
+		}
+		if best == nil || n < least {
+			best, least = t, n
+		}
+	}
+	if least >= tunnelShare && len(s.usable[key]) < tunnelsPeer {
 		return nil
 	}
-	t := all[len(all)-1]
-	all[len(all)-1] = nil
-	s.set(key, all[:len(all)-1])
-	return t
+	return best
 }
 
-// set replaces those of a key by fewer. Callers hold mu.
-func (s *tunnels) set(key tunnelKey, all []*tunnel) {
-	s.count += len(all) - len(s.idle[key])
-	if len(all) == 0 {
-		delete(s.idle, key)
-		return
+func (t *tunnel) usable(current *identity.Snapshot) bool { return t.fresh(current) && !t.mux.Left() }
+
+// retire has a tunnel carry nothing new; without streams it is closed. Callers hold mu.
+func (s *tunnels) retire(t *tunnel) {
+	if all := slices.DeleteFunc(s.usable[t.key], func(o *tunnel) bool { return o == t }); len(all) > 0 {
+		s.usable[t.key] = all
+	} else {
+		delete(s.usable, t.key)
 	}
-	s.idle[key] = all
+	t.mux.Leave()
+	if s.retired == nil {
+		s.retired = map[*tunnel]struct{}{}
+	}
+	s.retired[t] = struct{}{}
+	t.finish()
 }
 
-// room reports whether one more would be kept.
-func (s *tunnels) room(key tunnelKey) bool {
+// finish closes a tunnel that carries nothing, and after a while at any price. The
+// caller holds the lock of the tunnels.
+func (t *tunnel) finish() {
+	switch now := time.Now(); {
+	case t.open() > 0:
+	case t.closing.IsZero():
+		t.closing = now
+		t.mux.Close()
+	case now.Sub(t.closing) > tunnelLeave:
+		t.mux.Close()
+	}
+}
+
+// made ends a making, with the tunnel that has come of it, or with nil. alone says that
+// the peer takes no streams. It does nothing for none, or a second time.
+func (s *tunnels) made(m *making, t *tunnel, alone bool, current func() *identity.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.roomFor(key)
-}
-
-// roomFor is room. Callers hold mu.
-func (s *tunnels) roomFor(key tunnelKey) bool {
-	return !s.closed && s.count < tunnelsAll && len(s.idle[key]) < tunnelsPeer
-}
-
-// put keeps an idle tunnel, or closes it when there are too many. current is asked
-// for what is in force at each sweep.
-func (s *tunnels) put(t *tunnel, current func() *identity.Snapshot) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.roomFor(t.key) {
-		_ = t.raw.Close() // it is of no more use
+	if t != nil {
+		s.add(t, current)
+	}
+	if m == nil || s.making[m.key] != m {
 		return
 	}
-	if s.idle == nil {
-		s.idle = map[tunnelKey][]*tunnel{}
+	delete(s.making, m.key)
+	close(m.done)
+	switch {
+	case !alone:
+		delete(s.alone, m.key)
+	case s.alone == nil || len(s.alone) >= tunnelsAll:
+		s.alone = map[tunnelKey]struct{}{m.key: {}}
+	default:
+		s.alone[m.key] = struct{}{}
 	}
-	t.idle = time.Now()
-	s.idle[t.key] = append(s.idle[t.key], t)
-	s.count++
+}
+
+// add takes in a tunnel. current is asked for what is in force at each sweep. Callers
+// hold mu.
+func (s *tunnels) add(t *tunnel, current func() *identity.Snapshot) {
+	if s.usable == nil {
+		s.usable = map[tunnelKey][]*tunnel{}
+	}
+	s.usable[t.key] = append(s.usable[t.key], t)
+	if s.closed {
+		s.retire(t)
+		return
+	}
 	if s.timer == nil {
 		s.timer = time.AfterFunc(tunnelSweep, func() { s.sweep(current) })
 	}
 }
 
-// sweep closes what is too old, out of date or no longer wanted by the server.
+// gone forgets a tunnel that has ended.
+func (s *tunnels) gone(t *tunnel) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retire(t)
+	delete(s.retired, t)
+}
+
+// sweep closes what carries nothing and is too old, out of date, too much or no longer
+// wanted by the server.
 func (s *tunnels) sweep(current func() *identity.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return
 	}
-	now, snap := time.Now(), current()
-	for key, all := range s.idle {
-		kept := all[:0]
-		for _, t := range all {
-			if now.Sub(t.idle) < tunnelIdle && t.usable(snap) {
-				kept = append(kept, t)
-			} else {
-				_ = t.raw.Close() // it may have been closed by the peer
-			}
-		}
-		clear(all[len(kept):])
-		s.count -= len(all) - len(kept)
-		if len(kept) == 0 {
-			delete(s.idle, key)
-		} else {
-			s.idle[key] = kept
+	now, snap, idle := time.Now(), current(), 0
+	for _, t := range s.list(false) {
+		switch resting := t.resting(now, 0); {
+		case !t.usable(snap), t.resting(now, tunnelIdle), resting && idle >= tunnelsAll:
+			s.retire(t)
+		case resting:
+			idle++
 		}
 	}
-	if s.timer = nil; s.count > 0 {
+	for t := range s.retired {
+		t.finish()
+	}
+	if s.timer = nil; len(s.usable)+len(s.retired) > 0 {
 		s.timer = time.AfterFunc(tunnelSweep, func() { s.sweep(current) })
 	}
 }
 
-// close closes all; from then on none is kept.
+// close retires all; from then on none is kept.
 func (s *tunnels) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -124,52 +212,89 @@ func (s *tunnels) close() {
 		s.timer.Stop()
 		s.timer = nil
 	}
-	for key, all := range s.idle {
-		for _, t := range all {
-			_ = t.raw.Close() // it may have been closed by the peer
-		}
-		delete(s.idle, key)
-	}
-	s.count = 0
-}
-
-func (s *tunnels) len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.count
-}
-
-// each calls visit for each, in no order.
-func (s *tunnels) each(visit func(*tunnel)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, all := range s.idle {
-		for _, t := range all {
-			visit(t)
-		}
+	for _, t := range s.list(false) {
+		s.retire(t)
 	}
 }
 
-// reopen carries an application's connection over an idle tunnel, if there is one
-// that can be used. What it has read of the application is counted if it was sent,
-// and otherwise kept for the connection that is made instead.
-func (p *proxy) reopen(c *conn, to *routing) *tunnel {
-	t := p.tunnels.take(keyOfTunnel(to), p.creds.current.Load())
+// end closes all, with what they carry.
+func (s *tunnels) end() {
+	s.close()
+	for _, t := range s.all() {
+		t.mux.Close()
+	}
+}
+
+// list is the usable ones, and the retired ones if they are asked for. Callers hold mu.
+func (s *tunnels) list(retired bool) []*tunnel {
+	var all []*tunnel
+	for _, some := range s.usable {
+		all = append(all, some...)
+	}
+	if retired {
+		for t := range s.retired {
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+func (s *tunnels) all() []*tunnel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.list(true)
+}
+
+// idle is how many carry nothing.
+func (s *tunnels) idle() int { return countIdle(s.all()) }
+
+func countIdle(all []*tunnel) int {
+	n := 0
+	for _, t := range all {
+		if t.open() == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// join carries an application's connection over a tunnel, if there is one that can be
+// used. What it has read of the application is counted if it was sent, and otherwise
+// kept for the connection that is made instead.
+func (p *proxy) join(ctx context.Context, c *conn, to *routing) *tunnel {
+	t, m := p.tunnels.take(ctx, keyOfTunnel(to), p.creds.current.Load())
+	if m != nil {
+		c.making = m
+		c.atEnd = append(c.atEnd, func() { p.made(c, nil, false) })
+	}
 	if t == nil {
 		return nil
 	}
-	sent, unsent, err := t.tls.Open(c.client)
+	s, sent, unsent, err := t.mux.Open(c.client)
 	if err != nil {
-		_ = t.raw.Close() // the peer has closed it just now
-		c.first = unsent
+		c.first = unsent // the peer has closed it just now
 		return nil
 	}
 	c.received.Add(int64(sent))
-	t.streams.Add(1)
+	c.reused = true
+	c.over(t, s)
 	return t
 }
 
-// mayKeep reports whether a tunnel to a server is kept when its stream ends now.
-func (p *proxy) mayKeep(t *tunnel) bool {
-	return !p.draining.Load() && t.fresh(p.creds.current.Load()) && p.tunnels.room(t.key)
+// made tells those who wait for the handshake of c what has come of it.
+func (p *proxy) made(c *conn, t *tunnel, alone bool) {
+	p.tunnels.made(c.making, t, alone, p.creds.current.Load)
+	c.making = nil
 }
+
+// secured is a connection to or from a peer that has proved who it is: TLS, or a
+// stream of one that carries many.
+type secured interface {
+	stream
+	Reset()
+}
+
+var (
+	_ secured = (*tlsconn.Conn)(nil)
+	_ secured = (*tlsconn.Stream)(nil)
+)

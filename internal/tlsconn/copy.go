@@ -23,12 +23,7 @@ const mergeBelow = 2 << 10
 // each write it calls moved with the number of bytes. While it waits for src it
 // holds no buffer.
 func (p *Pool) Copy(dst io.Writer, src io.Reader, moved func(n int)) error {
-	var err error
-	if s, ok := src.(*Conn); ok && s.records != nil {
-		_, err = s.records.in.copyTo(dst, math.MaxInt64, moved)
-	} else {
-		_, err = p.source(src, math.MaxInt64).copyTo(dst, moved)
-	}
+	_, err := p.copyTo(dst, src, math.MaxInt64, moved)
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -39,15 +34,22 @@ func (p *Pool) Copy(dst io.Writer, src io.Reader, moved func(n int)) error {
 // io.ErrUnexpectedEOF. It also returns how many bytes it took from src, of which
 // those that dst didn't take are lost.
 func (p *Pool) CopyN(dst io.Writer, src io.Reader, n int64, moved func(n int)) (taken int64, err error) {
-	if s, ok := src.(*Conn); ok && s.records != nil {
-		taken, err = s.records.in.copyTo(dst, n, moved)
-	} else {
-		taken, err = p.source(src, n).copyTo(dst, moved)
-	}
-	if errors.Is(err, io.EOF) {
+	if taken, err = p.copyTo(dst, src, n, moved); errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return taken, err
+}
+
+func (p *Pool) copyTo(dst io.Writer, src io.Reader, n int64, moved func(n int)) (taken int64, err error) {
+	switch src := src.(type) {
+	case *Conn:
+		if src.records != nil {
+			return src.records.in.copyTo(dst, n, moved)
+		}
+	case *Stream:
+		return src.copyTo(dst, n, moved)
+	}
+	return p.source(src, n).copyTo(dst, moved)
 }
 
 // source is where a copy of at most n bytes reads plaintext.
@@ -152,7 +154,7 @@ func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int
 // is of the record after the pieces.
 func (r *reader) gather(most int64) (pieces net.Buffers, size int, err error) {
 	if r.buf == nil {
-		return nil, 0, r.over()
+		return nil, 0, r.err
 	}
 	pieces = r.buf.parts[:0]
 	for int64(size) < most {
@@ -191,6 +193,8 @@ type source struct {
 	raw  syscall.RawConn
 	src  io.Reader // when it is no socket
 	left int64
+	head int   // room that each slot leaves before the content
+	most int64 // of left, what may be read now
 
 	buf   *buffer
 	next  class
@@ -205,10 +209,22 @@ type source struct {
 // copyTo reads and sends, until the end (io.EOF), an error or enough.
 func (s *source) copyTo(dst io.Writer, moved func(n int)) (taken int64, err error) {
 	var records *records
-	if d, ok := dst.(*Conn); ok {
+	var stream *Stream
+	switch d := dst.(type) {
+	case *Conn:
 		records = d.records
+	case *Stream:
+		stream, s.head = d, frameLen
 	}
 	for s.left > 0 {
+		s.most = s.left
+		if stream != nil { // nothing is read that could not be sent
+			may, err := stream.may()
+			if err != nil {
+				return taken, sinkError(err)
+			}
+			s.most = min(s.left, int64(may))
+		}
 		if err := s.fill(); err != nil {
 			return taken, readError(err)
 		}
@@ -216,7 +232,12 @@ func (s *source) copyTo(dst io.Writer, moved func(n int)) (taken int64, err erro
 		s.left -= int64(n)
 		taken += int64(n)
 		s.pace.begin(s.buf.class)
-		err := s.send(dst, records, n)
+		var err error
+		if stream != nil {
+			err = stream.send(s.buf, n)
+		} else {
+			err = s.send(dst, records, n)
+		}
 		s.pace.end(s.buf.class)
 		s.giveBack()
 		if err != nil {
@@ -242,8 +263,8 @@ func (s *source) fill() error {
 	var err error
 	if s.src != nil {
 		s.buf = s.pool.get(s.next)
-		slot := s.buf.slot(0)
-		s.n, s.cause = s.src.Read(slot[:min(int64(len(slot)), s.left)])
+		slot := s.buf.slot(0)[s.head:]
+		s.n, s.cause = s.src.Read(slot[:min(int64(len(slot)), s.most)])
 		s.adapt(len(slot))
 	} else {
 		err = s.raw.Read(s.try)
@@ -274,9 +295,9 @@ func (s *source) attempt(fd uintptr) bool {
 	s.buf = s.pool.get(s.next)
 	parts, room := s.buf.parts[:0], 0
 	for i := range s.buf.class.slots() {
-		slot := s.buf.slot(i)
-		if int64(room+len(slot)) > s.left {
-			slot = slot[:s.left-int64(room)]
+		slot := s.buf.slot(i)[s.head:]
+		if int64(room+len(slot)) > s.most {
+			slot = slot[:s.most-int64(room)]
 		}
 		if len(slot) == 0 {
 			break

@@ -279,7 +279,7 @@ func (p *Pool) takeOver(u *under, state tls.ConnectionState, client bool) (*reco
 		}
 		return nil, nil //nolint:nilnil // a cipher that this program may not use itself: crypto/tls can
 	}
-	rec.in.streams.on, rec.out.streams.on = agreed, agreed
+	rec.shared = agreed
 	if err := u.sealedWith(&rec.out.keys); err != nil {
 		return nil, err
 	}

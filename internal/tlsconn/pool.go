@@ -107,9 +107,10 @@ type Pool struct {
 	tickets  tickets
 	sessions sessions
 
-	quick sync.Pool     // of *quickWrite
-	waits atomic.Uint32 // that there have been for a socket
-	lent  atomic.Int64  // bytes in large buffers that are in use
+	quick   sync.Pool     // of *quickWrite
+	batches sync.Pool     // of *batch
+	waits   atomic.Uint32 // that there have been for a socket
+	lent    atomic.Int64  // bytes in large buffers that are in use
 }
 
 // get takes a buffer of a class, or of a smaller one, but at least of class one,
@@ -149,4 +150,24 @@ func (p *Pool) put(b *buffer) {
 		b.lent = false
 	}
 	p.free[b.class].Put(b)
+}
+
+// batch is a number of sealed records.
+type batch struct{ b []byte }
+
+// batchKept is how large a batch may have grown to be used again.
+const batchKept = 2 * pendingMost
+
+func (p *Pool) batch() *batch {
+	if b, ok := p.batches.Get().(*batch); ok {
+		return b
+	}
+	return &batch{make([]byte, 0, smallLen)}
+}
+
+func (p *Pool) putBatch(b *batch) {
+	if cap(b.b) <= batchKept {
+		b.b = b.b[:0]
+		p.batches.Put(b)
+	}
 }

@@ -109,18 +109,6 @@ func quickVector(trap, fd uintptr, v []syscall.Iovec) (int, syscall.Errno) {
 	}
 }
 
-// nothingThere reports whether a socket has neither bytes nor an end or an error to read.
-func nothingThere(fd uintptr) bool {
-	var b [1]byte
-	for {
-		//nolint:gosec // see quickCall
-		_, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b[0])), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
-		if errno != syscall.EINTR {
-			return errno == syscall.EAGAIN
-		}
-	}
-}
-
 // quickWrite is one write with quick calls. Connections share them, as buffers.
 type quickWrite struct {
 	pool   *Pool

@@ -48,8 +48,7 @@ type reader struct {
 	records uint64
 	updates uint64
 	post    postHandshake
-	client  bool // we are the client
-	streams streams
+	client  bool                  // we are the client
 	ask     atomic.Pointer[asker] // until a ticket has come, or will not come
 
 	// Of the read that is going on; try is a field so that it is made once.
@@ -220,24 +219,9 @@ func (r *reader) settle() {
 	}
 }
 
-// open opens the next record of the stream, if a whole one is there. It returns
+// open opens the next record, if a whole one is there. It returns
 // application data either in p, or as r.plain, when p is too small for it or nil.
 func (r *reader) open(p []byte) (direct []byte, there bool, err error) {
-	if err := r.over(); err != nil {
-		return nil, false, err
-	}
-	return r.openRecord(p)
-}
-
-// over is why nothing more comes, as far as is known.
-func (r *reader) over() error {
-	if r.err == nil && r.streams.ended {
-		return io.EOF
-	}
-	return r.err
-}
-
-func (r *reader) openRecord(p []byte) (direct []byte, there bool, err error) {
 	if r.err != nil {
 		return nil, false, r.err
 	}
@@ -314,12 +298,6 @@ func (r *reader) content(inner []byte, inPlace bool) (direct []byte, err error) 
 	}
 	typ, content := inner[end-1], inner[:end-1]
 	if typ == typeData && len(content) > 0 && r.post.idle() {
-		switch {
-		case r.streams.coming:
-			return nil, r.control(content)
-		case r.streams.ended:
-			return nil, r.fail(alertUnexpectedMessage, "data between two streams")
-		}
 		r.useless = 0
 		r.records++
 		if inPlace {
@@ -330,10 +308,7 @@ func (r *reader) content(inner []byte, inPlace bool) (direct []byte, err error) 
 	switch {
 	case typ != typeHandshake && !r.post.idle(): // RFC 8446 5.1
 		return nil, r.fail(alertUnexpectedMessage, "between parts of a message")
-	case typ == typeData && r.streams.coming:
-		return nil, r.fail(alertUnexpectedMessage, "an empty record in place of a message")
 	case typ == typeData:
-		r.streams.coming = r.streams.on
 		return nil, r.uselessOne()
 	case typ == typeHandshake && len(content) > 0:
 		return nil, r.messages(content)

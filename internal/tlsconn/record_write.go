@@ -29,7 +29,7 @@ type writer struct {
 	limit uint64 // of records for one key
 	err   error  // permanent
 
-	streams streams
+	shared *muxWriter // who orders what many streams send; nil otherwise
 }
 
 // fault is why a connection is of no more use.
@@ -45,9 +45,6 @@ func (w *writer) send(b *buffer, n int) error {
 	defer w.mu.Unlock()
 	if err := w.ready(n); err != nil {
 		return err
-	}
-	if w.streams.ended {
-		return errEnded
 	}
 	size, at := 0, 0
 	for n > 0 {
@@ -204,7 +201,11 @@ func (w *writer) sound() {
 		var rec [headerLen + 2 + trailerLen]byte
 		rec[headerLen], rec[headerLen+1] = levelFatal, f.alert
 		w.keys.seal(rec[:], 2, typeAlert)
-		w.once(rec[:])
+		if w.shared != nil {
+			w.shared.alarm(rec[:])
+		} else {
+			w.once(rec[:])
+		}
 	}
 	w.keys.forget()
 }

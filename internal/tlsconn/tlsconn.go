@@ -4,8 +4,8 @@
 // [Pool.Server]) and is from then on a stream whose two directions end one by one:
 // [Conn.CloseWrite] sends close_notify and then FIN, so that peers which look at
 // either see the end (contract B8); [Conn.Reset] ends both at once. [Pool.Copy]
-// moves bytes between such a stream and a plain one. Two proxies that agree on it
-// carry one such stream after the other over a connection ([Conn.Keep]).
+// moves bytes between such a stream and a plain one. Between two proxies that agree
+// on it one connection carries many streams ([Mux], [Stream]).
 //
 // The handshake is crypto/tls. After one of TLS 1.3 its traffic secrets are taken
 // ([tls.Config.KeyLogWriter], in this process only) and records are sealed and
@@ -54,7 +54,7 @@ type Conn struct {
 type records struct {
 	in     reader
 	out    writer
-	keeper keeper
+	shared bool // both sides have agreed to carry many streams
 }
 
 // Client shakes hands as a client until the deadline. cfg must be for this
@@ -92,15 +92,9 @@ func (c *Conn) Write(b []byte) (int, error) {
 // ConnectionState is what was negotiated, and the peer's certificates.
 func (c *Conn) ConnectionState() tls.ConnectionState { return c.state }
 
-// CloseWrite ends our direction: close_notify, then FIN, or only that of the stream
-// (Keep). The other direction stays open.
+// CloseWrite ends our direction: close_notify, then FIN. The other direction stays
+// open.
 func (c *Conn) CloseWrite() error {
-	if c.mayKeep() {
-		if err := c.records.out.endStream(); err != nil {
-			return fmt.Errorf("end the stream: %w", err)
-		}
-		return nil
-	}
 	var err error
 	if c.records == nil {
 		err = c.tls.CloseWrite()
@@ -117,14 +111,8 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close closes the connection below, without close_notify unless CloseWrite has
-// sent it: what ends early must not look as if it were whole. A stream that the
-// peer has ended is ended by us too, and the connection stays (Keep).
-func (c *Conn) Close() error {
-	if c.Streams() && c.records.in.finished() && c.mayKeep() && c.records.out.endStream() == nil {
-		return nil
-	}
-	return c.raw.Close()
-}
+// sent it: what ends early must not look as if it were whole.
+func (c *Conn) Close() error { return c.raw.Close() }
 
 // Reset ends both directions at once: the peer sees RST.
 func (c *Conn) Reset() {

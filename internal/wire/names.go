@@ -28,7 +28,7 @@ func SNI(port uint16, subset, host string) string {
 }
 
 // OutboundALPN is what a mesh client offers for a port of this protocol
-// (contract 3.48, 3.49), after our own name for a connection that is used again.
+// (contract 3.48, 3.49), after our own name for a connection of many streams.
 // `istio-peer-exchange` is left out, since choosing it obliges both sides to a
 // preamble (contract 2.28).
 func OutboundALPN(p policy.Protocol) []string {

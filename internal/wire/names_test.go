@@ -27,9 +27,9 @@ func TestOutboundALPN(t *testing.T) {
 		alpn  []string
 		seen  policy.Seen
 	}{
-		{policy.HTTP, []string{"podseal-streams", "istio-http/1.1", "istio", "http/1.1"}, policy.MeshHTTP},
-		{policy.TCP, []string{"podseal-streams", "istio"}, policy.MeshTCP},
-		{policy.Auto, []string{"podseal-streams", "podseal", "istio"}, policy.MeshDetect},
+		{policy.HTTP, []string{"podseal-mux", "istio-http/1.1", "istio", "http/1.1"}, policy.MeshHTTP},
+		{policy.TCP, []string{"podseal-mux", "istio"}, policy.MeshTCP},
+		{policy.Auto, []string{"podseal-mux", "podseal", "istio"}, policy.MeshDetect},
 	} {
 		got := OutboundALPN(tt.proto)
 		if !slices.Equal(got, tt.alpn) {

@@ -210,6 +210,9 @@ func (b *bazaar) sealed(t *testing.T, sum proof.Summary) {
 		if f.Client.Addr() != b.client.v4 || f.Server.Addr() != b.server.v4 || f.Kind == proof.Empty {
 			continue
 		}
+		if f.Kind == proof.UnknownTLS && f.PlainBytes() == 0 {
+			continue // of before this capture; its end may fall into it
+		}
 		ports[f.Server.Port()] = true
 		if f.Kind != proof.MeshTLS || f.PlainBytes() != 0 || !f.Complete() {
 			t.Errorf("not sealed:\n%s", sum)
