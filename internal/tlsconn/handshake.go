@@ -207,21 +207,14 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 	} else {
 		c = tls.Server(u, cfg)
 	}
-	// A handshake needs a deep stack, which would stay with the caller's goroutine
-	// for as long as the connection lasts.
-	done := make(chan error, 1)
-	//nolint:noctx // the deadline bounds it, and closing raw ends it at once
-	go func() {
-		p.turns.take()
-		err := os.ErrDeadlineExceeded
-		if time.Now().Before(deadline) { // the others need not wait for one that is given up
-			err = c.Handshake()
-		}
-		p.turns.leave()
-		done <- err
-	}()
+	p.turns.take()
+	err := os.ErrDeadlineExceeded
+	if time.Now().Before(deadline) { // the others need not wait for one that is given up
+		err = c.Handshake() //nolint:noctx // the deadline bounds it, and closing raw ends it at once
+	}
+	p.turns.leave()
 	offered, _ := cfg.ClientSessionCache.(*offer) // Resume
-	if err := <-done; err != nil {
+	if err != nil {
 		u.drop()
 		if offered != nil {
 			offered.forget()
@@ -234,7 +227,6 @@ func (p *Pool) handshake(raw *net.TCPConn, peeked []byte, cfg *tls.Config, clien
 	}
 	conn := &Conn{raw: raw, state: lasting(c.ConnectionState())}
 	conn.state.PeerCertificates = p.certs.shared(conn.state.PeerCertificates)
-	var err error
 	if conn.records, err = p.takeOver(u, conn.state, client); err != nil {
 		u.drop()
 		return nil, err

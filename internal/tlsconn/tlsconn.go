@@ -59,6 +59,8 @@ type records struct {
 
 // Client shakes hands as a client until the deadline. cfg must be for this
 // handshake only: it is changed. On an error raw stays open and is the caller's.
+// It takes a deep stack, which the goroutine that calls it keeps: let another one
+// carry the connection.
 func (p *Pool) Client(raw *net.TCPConn, cfg *tls.Config, deadline time.Time) (*Conn, error) {
 	return p.handshake(raw, nil, cfg, true, deadline)
 }
@@ -66,7 +68,7 @@ func (p *Pool) Client(raw *net.TCPConn, cfg *tls.Config, deadline time.Time) (*C
 // Server shakes hands as a server until the deadline. peeked is what has already
 // been read from raw (contract B4). cfg must be for this handshake only: it is
 // changed. On an error raw stays open and is the caller's; an alert that says why
-// has then been sent.
+// has then been sent. It takes a deep stack, as Client does.
 func (p *Pool) Server(raw *net.TCPConn, peeked []byte, cfg *tls.Config, deadline time.Time) (*Conn, error) {
 	return p.handshake(raw, peeked, cfg, false, deadline)
 }
