@@ -30,7 +30,7 @@ const (
 	creditLen   = 4
 	maxFreed    = 1 << 20  // what one frame of credit may give
 	maxAhead    = 16 << 20 // what a peer may allow to be sent ahead, in all
-	aboutFrames = 8 << 10  // frames in a row that move no stream on
+	aboutFrames = 8 << 10  // frames in a row that neither move a stream on nor begin or end one
 )
 
 // Windows: how much of a stream may be on its way before its reader has taken any.
@@ -148,19 +148,22 @@ func (m *Mux) open(first []byte) (*Stream, error) {
 		m.mu.Unlock()
 		return nil, ErrStreams
 	}
+	// Within the lock: streams must come in the order of their numbers. So this waits
+	// for nobody: the reader needs the lock, and so do all who look for a connection.
+	end, err := m.out.offer(frameOpen, m.last+1, first)
+	if err != nil {
+		m.mu.Unlock()
+		return nil, fmt.Errorf("%w: %w", ErrStreams, err)
+	}
 	s := m.add(m.last + 1)
 	s.credit -= len(first)
-	// Within the lock: streams must come in the order of their numbers.
-	err := m.out.queue(frameOpen, s.id, first)
+	s.unpaid = true
 	m.mu.Unlock()
-	if err == nil {
-		err = m.out.flush()
-	}
-	if err != nil {
+	if err := m.out.flush(); err != nil && !m.out.reached(end) {
 		s.leave()
 		return nil, fmt.Errorf("%w: %w", ErrStreams, err)
 	}
-	return s, nil
+	return s, nil // if the server may have seen it, its end is that of the connection
 }
 
 // Leave lets no further stream be opened. The server tells the client, from which
@@ -296,10 +299,8 @@ func (m *Mux) frame(f []byte) error {
 	if err != nil {
 		return err
 	}
-	if what != frameData || s == nil || len(content) == 0 {
-		if m.about++; m.about > aboutFrames {
-			return m.in.fail(alertUnexpectedMessage, "too many frames that move nothing")
-		}
+	if m.about++; m.about > aboutFrames {
+		return m.in.fail(alertUnexpectedMessage, "too many frames that move nothing")
 	}
 	switch {
 	case what == frameData && s != nil:
@@ -308,18 +309,30 @@ func (m *Mux) frame(f []byte) error {
 		return m.in.fail(alertDecodeError, fmt.Sprintf("a frame of type %d of a wrong length", what))
 	case what == frameEnd:
 		m.deliver()
-		if s != nil && !s.endOf() {
+		if s == nil {
+			return nil
+		}
+		m.about = 0
+		if !s.endOf() {
 			return m.in.fail(alertUnexpectedMessage, "a stream that ends twice")
 		}
 	case what == frameReset:
 		m.deliver()
 		if s != nil {
+			m.about = 0
 			s.leave()
 			s.abort(errAborted)
 		}
 	case what == frameCredit:
-		if s != nil && !s.allow(binary.BigEndian.Uint32(content)) {
+		if s == nil {
+			return nil
+		}
+		moved, ok := s.allow(binary.BigEndian.Uint32(content))
+		switch {
+		case !ok:
 			return m.in.fail(alertIllegalParameter, "more credit than can be meant")
+		case moved:
+			m.about = 0
 		}
 	case what != frameData:
 		return m.in.fail(alertUnexpectedMessage, fmt.Sprintf("a frame of type %d", what))
@@ -353,6 +366,7 @@ func (m *Mux) opened(id uint32, first []byte) error {
 	}
 	s := m.add(id)
 	m.mu.Unlock()
+	m.about = 0
 	if len(first) > 0 {
 		if err := m.data(s, first); err != nil {
 			return err

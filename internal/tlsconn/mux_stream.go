@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -40,9 +41,12 @@ type Stream struct {
 	done    func(error)
 
 	credit  int  // bytes that may be sent
+	unpaid  bool // something was sent since credit came last
 	over    bool // our direction has ended
 	dropped bool // nobody wants what comes
 	err     error
+
+	shut atomic.Bool // nothing may be sent any more; read under the lock of the writer
 }
 
 // chunk is a piece of a queue.
@@ -144,7 +148,7 @@ func (s *Stream) shift() chunk {
 // Callers hold mu.
 func (s *Stream) took(n int) {
 	s.taken += n
-	if s.taken < s.window/2 || s.ended {
+	if s.taken < s.window/2 || s.ended || s.err != nil {
 		return
 	}
 	give := s.taken
@@ -172,17 +176,19 @@ func (s *Stream) took(n int) {
 	s.mux.out.control(frameCredit, s.id, b[:])
 }
 
-// allow adds credit from the peer; it reports false if that is more than is sensible.
-func (s *Stream) allow(n uint32) bool {
+// allow adds credit from the peer. It reports whether it is for something that was
+// sent, and whether it is as much as is sensible.
+func (s *Stream) allow(n uint32) (moved, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n == 0 || n > maxAhead || s.credit+int(n) > maxAhead {
-		return false
+		return false, false
 	}
 	s.credit += int(n)
+	moved, s.unpaid = s.unpaid, false
 	s.bulky(int(n))
 	s.change.Broadcast()
-	return true
+	return moved, true
 }
 
 // bulky notes that the stream moves much, if n is the size of a window that says so.
@@ -250,6 +256,7 @@ func (s *Stream) abort(err error) {
 		return
 	}
 	s.err = err
+	s.shut.Store(true)
 	if !s.pumping {
 		s.drop()
 	}
@@ -480,17 +487,37 @@ func (s *Stream) may() (int, error) {
 // send sends n bytes that stand in the slots of b, behind room for heads. It must be
 // as much as may says, at most.
 func (s *Stream) send(b *buffer, n int) error {
-	s.mu.Lock()
-	err := s.err
-	if err == nil && s.over {
-		err = errEnded
-	}
-	s.credit -= n
-	s.mu.Unlock()
-	if err != nil {
+	if err := s.spend(n); err != nil {
 		return err
 	}
-	return s.mux.out.send(s.id, b, n)
+	return s.why(s.mux.out.send(s, b, n))
+}
+
+// spend takes from the credit what is sent now.
+func (s *Stream) spend(n int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.err != nil:
+		return s.err
+	case s.over:
+		return errEnded
+	}
+	s.credit -= n
+	s.unpaid = true
+	return nil
+}
+
+// why says what has ended a stream, if that is why something could not be sent.
+func (s *Stream) why(err error) error {
+	if errors.Is(err, errEnded) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.err != nil {
+			return s.err
+		}
+	}
+	return err
 }
 
 // Write sends p, whole, as far as the peer allows at once.
@@ -523,18 +550,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 }
 
 func (s *Stream) sendFrame(p []byte) error {
-	s.mu.Lock()
-	err := s.err
-	if err == nil && s.over {
-		err = errEnded
-	}
-	s.credit -= len(p)
-	s.mu.Unlock()
-	if err == nil {
-		err = s.mux.out.queue(frameData, s.id, p)
-	}
-	if err != nil {
+	if err := s.spend(len(p)); err != nil {
 		return err
+	}
+	if err := s.mux.out.queue(s, p); err != nil {
+		return s.why(err)
 	}
 	return s.mux.out.flush()
 }
@@ -558,6 +578,8 @@ func (s *Stream) finish() error {
 		return err
 	}
 	s.over = true
+	s.shut.Store(true)
+	s.change.Broadcast() // who waits to send more
 	last := s.ended
 	if last {
 		s.release()

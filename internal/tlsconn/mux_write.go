@@ -1,6 +1,8 @@
 package tlsconn
 
 import (
+	"errors"
+	"io"
 	"encoding/binary"
 	"net"
 	"runtime"
@@ -11,6 +13,15 @@ import (
 // pendingMost is how many sealed bytes may wait for the one who is writing. Frames
 // that must not wait (credit, resets) come on top.
 const pendingMost = 64 << 10
+
+// controlMost is how many may wait in all. A peer that has so much to be told and
+// doesn't read is no peer.
+const controlMost = 1 << 20
+
+var (
+	errCrowded = errors.New("too much is waiting to be sent")
+	errUnread  = errors.New("the peer does not read what it has asked for")
+)
 
 // muxWriter sends the frames of all streams. What is small is sealed one behind the
 // other and goes out with one call for all who had something to send at that moment;
@@ -26,6 +37,8 @@ type muxWriter struct {
 	large    int    // how many wait for their turn with more than a frame
 	waiting  int    // how many wait for room in pending
 	finished bool
+	sealed   uint64 // bytes, ever
+	taken    uint64 // of them, by the kernel
 }
 
 func (o *muxWriter) init(w *writer, helpers *sync.WaitGroup) {
@@ -34,9 +47,9 @@ func (o *muxWriter) init(w *writer, helpers *sync.WaitGroup) {
 	w.shared = o
 }
 
-// queue seals a frame of at most frameRoom bytes. It goes out with flush. It waits
+// queue seals at most frameRoom bytes of a stream. They go out with flush. It waits
 // while too much is waiting.
-func (o *muxWriter) queue(what byte, id uint32, content []byte) error {
+func (o *muxWriter) queue(s *Stream, content []byte) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.pending != nil && len(o.pending.b) > pendingMost && o.broken() == nil {
@@ -44,13 +57,41 @@ func (o *muxWriter) queue(what byte, id uint32, content []byte) error {
 		o.changed.Wait()
 		o.waiting--
 	}
-	return o.add(what, id, content)
+	if s.shut.Load() {
+		return errEnded
+	}
+	return o.add(frameData, s.id, content)
+}
+
+// offer queues a frame, unless too much is waiting. It returns where the frame ends:
+// see reached.
+func (o *muxWriter) offer(what byte, id uint32, content []byte) (end uint64, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.pending != nil && len(o.pending.b) > pendingMost {
+		return 0, errCrowded
+	}
+	err = o.add(what, id, content)
+	return o.sealed, err
+}
+
+// reached reports whether the peer may have all that was sealed up to there.
+func (o *muxWriter) reached(end uint64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.taken >= end
 }
 
 // control queues a frame without waiting. It goes out with the next flush or kick.
 func (o *muxWriter) control(what byte, id uint32, content []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.pending != nil && len(o.pending.b) > controlMost && o.err == nil {
+		o.err = errUnread
+		o.keys.forget()
+		_ = o.raw.SetLinger(0) // fails only on a closed connection
+		_ = o.raw.Close()
+	}
 	_ = o.add(what, id, content) // Run meets the error
 }
 
@@ -91,6 +132,7 @@ func (o *muxWriter) extend(n int) int {
 	if o.pending == nil {
 		o.pending = o.pool.batch()
 	}
+	o.sealed += uint64(n)
 	at := len(o.pending.b)
 	o.pending.b = slices.Grow(o.pending.b, n)[:at+n]
 	return at
@@ -150,19 +192,22 @@ func (o *muxWriter) grab() *batch {
 // put writes what was grabbed, then records. Callers hold mu, which is free meanwhile.
 func (o *muxWriter) put(grabbed *batch, records []byte) {
 	o.mu.Unlock()
+	var n int64
 	var err error
 	switch {
 	case grabbed == nil:
-		err = o.pool.write(o.raw, o.sock, records)
+		n, err = o.write(records)
 	case len(records) == 0:
-		err = o.pool.write(o.raw, o.sock, grabbed.b)
+		n, err = o.write(grabbed.b)
 	default:
+		n = int64(len(grabbed.b) + len(records)) // after an error the peer may have any part of it
 		err = o.pool.writeVector(o.raw, o.sock, net.Buffers{grabbed.b, records})
 	}
 	if grabbed != nil {
 		o.pool.putBatch(grabbed)
 	}
 	o.mu.Lock()
+	o.taken += uint64(n)
 	if err != nil && o.err == nil {
 		o.err = err
 		o.keys.forget()
@@ -172,11 +217,16 @@ func (o *muxWriter) put(grabbed *batch, records []byte) {
 	}
 }
 
+func (o *muxWriter) write(records []byte) (int64, error) {
+	n, err := o.pool.writeAll(o.raw, o.sock, records)
+	return int64(n), err
+}
+
 // send sends n bytes of a stream that stand in the slots of b, behind room for the
 // frame's head in each.
-func (o *muxWriter) send(id uint32, b *buffer, n int) error {
+func (o *muxWriter) send(s *Stream, b *buffer, n int) error {
 	if n <= frameRoom && b.class <= one {
-		if err := o.queue(frameData, id, b.slot(0)[frameLen:frameLen+n]); err != nil {
+		if err := o.queue(s, b.slot(0)[frameLen:frameLen+n]); err != nil {
 			return err
 		}
 		return o.flush()
@@ -189,14 +239,19 @@ func (o *muxWriter) send(id uint32, b *buffer, n int) error {
 		return err
 	}
 	o.writing = true
+	if s.shut.Load() {
+		_ = o.rest() // what was left to us is to be sent in any case
+		return errEnded
+	}
 	size, at := 0, 0
 	for n > 0 {
 		part := min(n, frameRoom)
-		binary.BigEndian.PutUint32(b.mem[at+headerLen:], uint32(frameData)<<24|id)
+		binary.BigEndian.PutUint32(b.mem[at+headerLen:], uint32(frameData)<<24|s.id)
 		size += o.keys.seal(b.mem[at:], frameLen+part, typeData)
 		at += slotLen
 		n -= part
 	}
+	o.sealed += uint64(size)
 	o.put(o.grab(), b.mem[:size])
 	return o.rest()
 }
@@ -244,6 +299,9 @@ func (o *muxWriter) stop(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.finished = true
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF // to who sends it is no end as it should be
+	}
 	if o.err == nil {
 		o.err = err
 		o.keys.forget()

@@ -1,0 +1,147 @@
+package tlsconn
+
+import (
+	"io"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Streams that only begin and end, and credit for what was sent, are no flood: a
+// client that uploads for hours, or connects and hangs up, gets nothing else.
+func TestMuxWithoutAnswers(t *testing.T) {
+	m := newMuxPair(t)
+	t.Run("connections without data", func(t *testing.T) {
+		for range aboutFrames + 100 {
+			client, server := m.open(t, "")
+			_ = server.CloseWrite()
+			_ = client.CloseWrite()
+			wantEnd(t, client)
+			wantEnd(t, server)
+		}
+	})
+	t.Run("credit", func(t *testing.T) {
+		client, _ := m.open(t, "")
+		client.mu.Lock()
+		defer client.mu.Unlock()
+		for range aboutFrames + 100 { // as for an upload of 128 MiB in small windows
+			client.unpaid = true
+			client.mu.Unlock()
+			err := m.client.frame([]byte{frameCredit, byte(client.id >> 16), byte(client.id >> 8), byte(client.id), 0, 0, 0, 1})
+			client.mu.Lock()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// While a peer doesn't read, nobody waits for it with the lock of the Mux, which the
+// reader needs, and who looks for a connection to use.
+func TestMuxOpenDoesNotWait(t *testing.T) {
+	m := newMuxPair(t)
+	o := &m.client.out
+	o.mu.Lock()
+	o.writing = true // as if a write were waiting for the peer
+	for o.pending == nil || len(o.pending.b) <= pendingMost {
+		if err := o.add(frameData, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.mu.Unlock()
+	opened := make(chan error, 1)
+	go func() {
+		_, err := m.client.open([]byte("x"))
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		if err == nil {
+			t.Error("a stream was opened behind all that")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits")
+	}
+	if open, _, _ := m.client.Count(); open != 1 {
+		t.Errorf("%d streams are open", open)
+	}
+	o.mu.Lock()
+	o.writing = false
+	o.mu.Unlock()
+	_ = o.flush()
+}
+
+// A peer that has us answer and never reads ends the connection, not our memory.
+func TestMuxAnswersAreBounded(t *testing.T) {
+	m := newMuxPair(t)
+	o := &m.server.out
+	o.mu.Lock()
+	o.writing = true
+	o.mu.Unlock()
+	for range 2 * controlMost / (headerLen + frameLen + trailerLen) {
+		o.control(frameReset, 1, nil)
+	}
+	o.mu.Lock()
+	if o.pending != nil && len(o.pending.b) > controlMost+100 {
+		t.Errorf("%d bytes are pending", len(o.pending.b))
+	}
+	o.writing = false
+	o.mu.Unlock()
+	if err := <-m.ended; err == nil {
+		t.Error("it goes on")
+	}
+	m.ended <- nil
+}
+
+// What a window has borrowed is given back, also if the stream ends while what it
+// brought is being written.
+func TestMuxWindowOfTheAborted(t *testing.T) {
+	m := newMuxPair(t)
+	client, server := m.open(t, "")
+	if _, err := client.Write(make([]byte, oneLen)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.queued == oneLen
+	})
+	_ = m.pool.Copy(writerFunc(func(p []byte) (int, error) {
+		server.Reset()
+		return len(p), nil
+	}), server, func(int) {})
+	if n := m.pool.lent.Load(); n != 0 {
+		t.Errorf("%d bytes are lent to a stream that is over", n)
+	}
+}
+
+// Nothing of a stream is sent after its end, whoever is about to send.
+func TestMuxNothingAfterTheEnd(t *testing.T) {
+	m := newMuxPair(t)
+	client, server := m.open(t, "")
+	big := m.pool.get(four)
+	defer m.pool.put(big)
+	o := &m.client.out
+	o.mu.Lock()
+	o.writing = true // both wait for their turn, or are about to
+	o.mu.Unlock()
+	var there sync.WaitGroup
+	there.Go(func() { _ = client.send(big, 20_000) })
+	eventually(t, func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.large > 0
+	})
+	_ = client.finish()
+	o.mu.Lock()
+	o.writing = false
+	o.changed.Broadcast()
+	o.mu.Unlock()
+	there.Wait()
+	_ = o.flush()
+	wantEnd(t, server)
+	if _, err := io.WriteString(m.first, "x"); err != nil {
+		t.Error(err)
+	}
+	wantRead(t, m.firstEnd, "x")
+}
