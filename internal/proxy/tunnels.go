@@ -31,26 +31,29 @@ type making struct {
 // gets the making that others wait for, unless it is not known whether waiting pays.
 // While another makes one, it waits for that.
 func (s *tunnels) take(ctx context.Context, key tunnelKey, current *identity.Snapshot) (*tunnel, *making) {
-	for {
-		t, m, other := s.look(key, current)
-		if other == nil {
-			return t, m
-		}
-		timer := time.NewTimer(tunnelJoin)
-		select {
-		case <-other.done:
-			timer.Stop()
-			if t, _, _ := s.look(key, current); t != nil {
-				return t, nil
-			}
-			return nil, nil // it has failed: each for himself
-		case <-timer.C:
-			return nil, nil
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, nil
-		}
+	t, m, other := s.look(key, current)
+	if other == nil {
+		return t, m
 	}
+	timer := time.NewTimer(tunnelJoin)
+	defer timer.Stop()
+	select {
+	case <-other.done:
+		return s.ready(key, current), nil // or each for himself
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return nil, nil
+}
+
+// ready returns a tunnel that can be used now, if there is one.
+func (s *tunnels) ready(key tunnelKey, current *identity.Snapshot) *tunnel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	return s.pick(key, current)
 }
 
 func (s *tunnels) look(key tunnelKey, current *identity.Snapshot) (t *tunnel, ours, others *making) {
@@ -118,6 +121,13 @@ func (s *tunnels) retire(t *tunnel) {
 	t.finish()
 }
 
+// close ends a tunnel, once, as Mux.Close does it the first time.
+func (t *tunnel) close() {
+	if t.closed.CompareAndSwap(false, true) {
+		t.mux.Close()
+	}
+}
+
 // finish closes a tunnel that carries nothing, and after a while at any price. The
 // caller holds the lock of the tunnels.
 func (t *tunnel) finish() {
@@ -125,7 +135,7 @@ func (t *tunnel) finish() {
 	case t.open() > 0:
 	case t.closing.IsZero():
 		t.closing = now
-		t.mux.Close()
+		t.close()
 	case now.Sub(t.closing) > tunnelLeave:
 		t.mux.Close()
 	}
@@ -163,7 +173,6 @@ func (s *tunnels) add(t *tunnel, current func() *identity.Snapshot) {
 	s.usable[t.key] = append(s.usable[t.key], t)
 	if s.closed {
 		s.retire(t)
-		return
 	}
 	if s.timer == nil {
 		s.timer = time.AfterFunc(tunnelSweep, func() { s.sweep(current) })
@@ -183,9 +192,6 @@ func (s *tunnels) gone(t *tunnel) {
 func (s *tunnels) sweep(current func() *identity.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return
-	}
 	now, snap, idle := time.Now(), current(), 0
 	for _, t := range s.list(false) {
 		switch resting := t.resting(now, 0); {
@@ -208,10 +214,6 @@ func (s *tunnels) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	if s.timer != nil {
-		s.timer.Stop()
-		s.timer = nil
-	}
 	for _, t := range s.list(false) {
 		s.retire(t)
 	}
@@ -221,7 +223,7 @@ func (s *tunnels) close() {
 func (s *tunnels) end() {
 	s.close()
 	for _, t := range s.all() {
-		t.mux.Close()
+		t.close()
 	}
 }
 
