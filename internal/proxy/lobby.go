@@ -68,7 +68,7 @@ func (l *lobby) end() {
 	l.closed = true
 	l.mu.Unlock()
 	for _, t := range l.all() {
-		t.mux.Close()
+		t.close()
 	}
 }
 
@@ -98,8 +98,12 @@ func (p *proxy) lookAround() {
 		if t.resting(now, tunnelPatience) || !p.wanted(t) || idle > tunnelsAll {
 			t.leave()
 		}
-		if left := t.left.Load(); left > 0 && resting && now.Sub(time.Unix(0, left)) >= tunnelLeave {
-			t.mux.Close()
+		left := t.left.Load()
+		if left == 0 || !resting || now.Sub(time.Unix(0, left)) < tunnelLeave {
+			continue
+		}
+		if t.close(); now.Sub(time.Unix(0, left)) >= 2*tunnelLeave {
+			t.mux.Close() // the client should have closed it, too
 		}
 	}
 	p.lobby.again(p.lookAround)
@@ -127,7 +131,7 @@ func (in *inbound) welcome(ctx context.Context, client *tlsconn.Conn, f *proof, 
 	if !p.lobby.enter(t, p.lookAround) {
 		t.leave()
 		if t.open() == 0 {
-			t.mux.Close()
+			t.close()
 		}
 	}
 	p.runTunnel(t, p.lobby.gone)

@@ -314,7 +314,9 @@ func (p *proxy) run(ctx context.Context) error {
 	p.cutAll()
 	p.setup.close()
 	p.second.close()
+	late := time.AfterFunc(tunnelLeave, p.resetTunnels)
 	p.handlers.Wait()
+	late.Stop()
 	p.authorizers.close()
 	p.cutCalls()
 	p.log.Info("proxy stopped")
@@ -391,6 +393,15 @@ func (p *proxy) cutAll() {
 	}
 	p.tunnels.end()
 	p.lobby.end()
+}
+
+// resetTunnels is for those whose other end doesn't close them in time. What was sent
+// last over the others has arrived.
+func (p *proxy) resetTunnels() {
+	for _, t := range append(p.tunnels.all(), p.lobby.all()...) {
+		t.close()
+		t.mux.Close()
+	}
 }
 
 // accepted takes over one captured connection.

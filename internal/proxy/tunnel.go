@@ -81,6 +81,7 @@ type tunnel struct {
 	made    time.Time
 	expires time.Time        // the first of both certificates
 	now     func() time.Time // what that is checked against
+	closed  atomic.Bool
 
 	key     tunnelKey // of one to a server
 	closing time.Time // likewise: when it was closed

@@ -30,7 +30,10 @@ const (
 	creditLen   = 4
 	maxFreed    = 1 << 20  // what one frame of credit may give
 	maxAhead    = 16 << 20 // what a peer may allow to be sent ahead, in all
-	aboutFrames = 8 << 10  // frames in a row that neither move a stream on nor begin or end one
+	abortsMost  = 1000     // streams that a client aborts young, before it is told to leave; at twice that its connection ends
+	abortsEach  = 100      // of them are forgotten each second
+	youngFor    = time.Second
+	aboutFrames = 8 << 10 // frames in a row that neither move a stream on nor begin or end one
 )
 
 // Windows: how much of a stream may be on its way before its reader has taken any.
@@ -79,7 +82,9 @@ type Mux struct {
 	pieces net.Buffers
 	size   int
 	sink   sink
-	about  int // frames in a row that moved nothing
+	about  int       // frames in a row that moved nothing
+	aborts int       // streams that were aborted young
+	forgot time.Time // when some of them were forgotten last
 
 	helpers sync.WaitGroup // goroutines that send or deliver what would have to wait
 }
@@ -100,7 +105,7 @@ func (c *Conn) Streams(accept func(*Stream)) (*Mux, *Stream) {
 
 // add makes the stream of a number. Callers hold mu, or nobody else knows the Mux.
 func (m *Mux) add(id uint32) *Stream {
-	s := &Stream{mux: m, id: id, credit: firstWindow, window: firstWindow, room: firstWindow}
+	s := &Stream{mux: m, id: id, born: time.Now(), credit: firstWindow, window: firstWindow, room: firstWindow}
 	s.change.L = &s.mu
 	m.streams[id] = s
 	m.last = id
@@ -322,6 +327,7 @@ func (m *Mux) frame(f []byte) error {
 			m.about = 0
 			s.leave()
 			s.abort(errAborted)
+			return m.aborted(s)
 		}
 	case what == frameCredit:
 		if s == nil {
@@ -336,6 +342,25 @@ func (m *Mux) frame(f []byte) error {
 		}
 	case what != frameData:
 		return m.in.fail(alertUnexpectedMessage, fmt.Sprintf("a frame of type %d", what))
+	}
+	return nil
+}
+
+// aborted counts streams that a client has opened only to abort them: each costs the
+// application a connection.
+func (m *Mux) aborted(s *Stream) error {
+	now := time.Now()
+	if m.client || now.Sub(s.born) > youngFor {
+		return nil
+	}
+	if n := int(now.Sub(m.forgot) / (time.Second / abortsEach)); n > 0 {
+		m.aborts, m.forgot = max(m.aborts-n, 0), now
+	}
+	switch m.aborts++; {
+	case m.aborts > 2*abortsMost:
+		return m.in.fail(alertUnexpectedMessage, "too many streams that are aborted at once")
+	case m.aborts > abortsMost:
+		m.Leave()
 	}
 	return nil
 }
@@ -363,6 +388,11 @@ func (m *Mux) opened(id uint32, first []byte) error {
 	case len(m.streams) >= MaxStreams:
 		m.mu.Unlock()
 		return m.in.fail(alertUnexpectedMessage, "too many streams")
+	}
+	if m.closing { // it has met our close_notify, and ends with the connection
+		m.last = id
+		m.mu.Unlock()
+		return nil
 	}
 	s := m.add(id)
 	m.mu.Unlock()

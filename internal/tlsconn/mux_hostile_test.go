@@ -1,6 +1,7 @@
 package tlsconn
 
 import (
+	"errors"
 	"io"
 	"sync"
 	"testing"
@@ -144,4 +145,76 @@ func TestMuxNothingAfterTheEnd(t *testing.T) {
 		t.Error(err)
 	}
 	wantRead(t, m.firstEnd, "x")
+}
+
+// A client that opens streams only to abort them is told to leave, and then gone; one
+// that does so now and then is not.
+func TestMuxAbortedYoung(t *testing.T) {
+	m := newMuxPair(t)
+	for range abortsMost / 2 {
+		client, _ := m.open(t, "")
+		client.Reset()
+	}
+	if client, server := m.open(t, "x"); m.client.Left() {
+		t.Error("it was told to leave")
+	} else {
+		wantRead(t, server, "x")
+		_ = client.Close()
+	}
+	o := &m.client.out
+	for id := m.client.last + 1; ; id++ { // whatever it is told
+		o.control(frameOpen, id, nil)
+		o.control(frameReset, id, nil)
+		if o.flush() != nil {
+			break
+		}
+	}
+	if !m.client.Left() {
+		t.Error("it was not told to leave")
+	}
+	var bad *BadRecordError
+	if err := <-m.ended; !errors.As(err, &bad) {
+		t.Errorf("the server ends with %v", err)
+	}
+	m.ended <- nil
+	if n := len(m.accepted); n > 4*abortsMost {
+		t.Errorf("%d streams were taken", n)
+	}
+}
+
+// What was sent last arrives, if the connection is closed at once and the other side
+// is late to read it and has sent something itself.
+func TestMuxCloseLosesNothing(t *testing.T) {
+	m := newMuxPair(t)
+	client, server := m.open(t, "")
+	_ = m.first.CloseWrite()
+	_ = m.firstEnd.CloseWrite()
+	_ = client.CloseWrite()
+	wantEnd(t, server)
+	server.mu.Lock()
+	server.credit = 1 << 20
+	server.mu.Unlock()
+	client.mu.Lock() // the client's reader waits for it, with most of it in the sockets
+	client.room = 1 << 20
+	sent := make(chan error, 1)
+	go func() {
+		_, err := server.Write(make([]byte, 1<<20))
+		sent <- errors.Join(err, server.CloseWrite())
+		m.server.Close()
+	}()
+	err := <-sent
+	m.client.out.control(frameCredit, 1, []byte{0, 0, 0, 1}) // unread when the server closes
+	ferr := m.client.out.flush()
+	eventually(t, func() bool {
+		m.server.out.mu.Lock()
+		defer m.server.out.mu.Unlock()
+		return errors.Is(m.server.out.err, errEnded)
+	})
+	client.mu.Unlock()
+	if err := errors.Join(err, ferr); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, client); err != nil || n != 1<<20 {
+		t.Errorf("%d bytes came, %v", n, err)
+	}
 }

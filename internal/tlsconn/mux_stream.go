@@ -17,8 +17,9 @@ import (
 // each at the same time. It ends as a TCP connection does: CloseWrite ends our
 // direction, Close what is left, and what ends early is seen as a reset.
 type Stream struct {
-	mux *Mux
-	id  uint32
+	mux  *Mux
+	id   uint32
+	born time.Time
 
 	mu      sync.Mutex
 	change  sync.Cond

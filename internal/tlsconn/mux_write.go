@@ -1,9 +1,9 @@
 package tlsconn
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
-	"encoding/binary"
 	"net"
 	"runtime"
 	"slices"
@@ -256,8 +256,10 @@ func (o *muxWriter) send(s *Stream, b *buffer, n int) error {
 	return o.rest()
 }
 
-// end sends what is pending and close_notify, and closes the connection. It doesn't
-// wait; it reports false if that isn't possible any more.
+// end sends what is pending, close_notify and FIN. The reader goes on until the peer
+// has done the same: a connection that is closed before all was read is reset by the
+// kernel, with what the peer has not got yet. It doesn't wait; it reports false if that
+// isn't possible any more.
 func (o *muxWriter) end() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -280,7 +282,9 @@ func (o *muxWriter) end() bool {
 			o.keys.forget()
 		}
 		_ = o.rest()
-		_ = o.raw.Close()
+		if !errors.Is(o.err, errEnded) || o.raw.CloseWrite() != nil {
+			_ = o.raw.Close()
+		}
 	})
 	return true
 }
