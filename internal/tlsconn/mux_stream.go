@@ -47,7 +47,8 @@ type Stream struct {
 	dropped bool // nobody wants what comes
 	err     error
 
-	shut atomic.Bool // nothing may be sent any more; read under the lock of the writer
+	sending atomic.Int32 // who is in Write
+	shut    atomic.Bool  // nothing may be sent any more; read under the lock of the writer
 }
 
 // chunk is a piece of a queue.
@@ -523,6 +524,8 @@ func (s *Stream) why(err error) error {
 
 // Write sends p, whole, as far as the peer allows at once.
 func (s *Stream) Write(p []byte) (int, error) {
+	s.sending.Add(1)
+	defer s.sending.Add(-1)
 	sent := 0
 	for sent < len(p) {
 		most, err := s.may()
@@ -594,7 +597,7 @@ func (s *Stream) finish() error {
 }
 
 // Close ends what has not ended: our direction as it should if the peer has ended its
-// own, and otherwise at once, as what ends early must not look as if it were whole. If
+// own and nobody is writing, and otherwise at once, as what ends early must not look as if it were whole. If
 // ours has ended, what still comes is refused. It doesn't wait.
 func (s *Stream) Close() error {
 	s.mu.Lock()
@@ -605,7 +608,7 @@ func (s *Stream) Close() error {
 	}
 	s.mu.Unlock()
 	switch {
-	case queued, !over && !ended:
+	case queued, !over && !ended, !over && s.sending.Load() > 0:
 		s.Reset()
 	case !over:
 		_ = s.finish() // the connection may be gone
