@@ -3,6 +3,7 @@ package tlsconn
 import (
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -217,4 +218,103 @@ func TestMuxCloseLosesNothing(t *testing.T) {
 	if n, err := io.Copy(io.Discard, client); err != nil || n != 1<<20 {
 		t.Errorf("%d bytes came, %v", n, err)
 	}
+}
+
+// A stream that is closed while something is written does not look whole, though the
+// peer has ended its own direction.
+func TestMuxCloseInAWrite(t *testing.T) {
+	m := newMuxPair(t)
+	client, server := m.open(t, "")
+	_ = client.CloseWrite()
+	wantEnd(t, server)
+	written := make(chan error, 1)
+	go func() {
+		_, err := server.Write(make([]byte, 2*firstWindow))
+		written <- err
+	}()
+	eventually(t, func() bool {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.credit == 0
+	})
+	_ = server.Close()
+	if err := <-written; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the write ends with %v", err)
+	}
+	if n, err := io.Copy(io.Discard, client); err == nil {
+		t.Errorf("an end after %d bytes", n)
+	}
+}
+
+// Whatever a peer sends, as records that are sealed as they should be: the reader ends,
+// nothing is left over, and what is held is no more than the windows.
+func FuzzMux(f *testing.F) {
+	f.Add([]byte{9, frameOpen, 0, 0, 2, 'h', 'e', 'l', 'l', 'o', 4, frameEnd, 0, 0, 1, 4, frameEnd, 0, 0, 2})
+	f.Add([]byte{6, frameData, 0, 0, 1, 'x', 'y', 4, frameReset, 0, 0, 1, 5, frameData, 0, 0, 1, 'x'})
+	f.Add([]byte{8, frameCredit, 0, 0, 1, 0, 0, 1, 0, 8, frameCredit, 0, 0, 1, 0, 255, 255, 255})
+	f.Add([]byte{4, frameOpen, 0, 0, 2, 4, frameOpen, 0, 0, 3, 4, frameReset, 0, 0, 3, 4, frameLeave, 0, 0, 0})
+	f.Add([]byte{200, frameData, 0, 0, 1, 4, frameOpen, 0, 0, 4, 2, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		m := newMuxPair(t)
+		var readers sync.WaitGroup
+		stop := make(chan struct{})
+		consume := func(s *Stream) {
+			readers.Go(func() {
+				defer s.Close()
+				switch s.id % 3 {
+				case 0:
+					_, _ = io.Copy(s, s)
+				case 1:
+					_, _ = io.CopyN(io.Discard, s, 3)
+				default: // nobody reads
+				}
+			})
+		}
+		readers.Go(func() {
+			for {
+				select {
+				case s := <-m.accepted:
+					consume(s)
+				case <-stop:
+					return
+				}
+			}
+		})
+		consume(m.firstEnd)
+		o := &m.client.out
+		for len(script) > 0 {
+			n := min(int(script[0]), len(script)-1)
+			frame := script[1 : 1+n]
+			script = script[1+n:]
+			o.mu.Lock()
+			if o.broken() == nil {
+				at := o.extend(headerLen + n + trailerLen)
+				copy(o.pending.b[at+headerLen:], frame)
+				o.keys.seal(o.pending.b[at:], n, typeData)
+			}
+			o.mu.Unlock()
+			if o.flush() != nil {
+				break
+			}
+			m.server.mu.Lock()
+			for _, s := range m.server.streams {
+				if s.mu.TryLock() {
+					if s.queued > mostWindow || s.room < -mostWindow {
+						t.Errorf("%d bytes are held, room %d", s.queued, s.room)
+					}
+					s.mu.Unlock()
+				}
+			}
+			m.server.mu.Unlock()
+		}
+		m.client.Close()
+		m.client.Close()
+		err := <-m.ended
+		m.ended <- err
+		if err == nil {
+			t.Error("it ends without saying why")
+		}
+		close(stop)
+		readers.Wait()
+	})
 }
