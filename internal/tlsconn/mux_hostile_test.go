@@ -170,9 +170,7 @@ func TestMuxAbortedYoung(t *testing.T) {
 			break
 		}
 	}
-	if !m.client.Left() {
-		t.Error("it was not told to leave")
-	}
+	eventually(t, m.client.Left)
 	var bad *BadRecordError
 	if err := <-m.ended; !errors.As(err, &bad) {
 		t.Errorf("the server ends with %v", err)
