@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -164,7 +165,11 @@ func TestMuxAbortedYoung(t *testing.T) {
 	}
 	o := &m.client.out
 	for id := m.client.last + 1; ; id++ { // whatever it is told
-		o.control(frameOpen, id, nil)
+		if _, err := o.offer(frameOpen, id, nil); errors.Is(err, errCrowded) {
+			id--
+			runtime.Gosched()
+			continue
+		}
 		o.control(frameReset, id, nil)
 		if o.flush() != nil {
 			break
