@@ -91,6 +91,7 @@ func (p *proxy) dismiss() {
 func (p *proxy) lookAround() {
 	now, idle := time.Now(), 0
 	for _, t := range p.lobby.all() {
+		t.mux.Expire(now.Add(-tunnelHalf))
 		resting := t.resting(now, 0)
 		if resting {
 			idle++

@@ -37,6 +37,7 @@ const (
 	tunnelShare    = 64               // streams on each tunnel to one place before there is another,
 	tunnelsPeer    = 8                // as long as there are no more than these
 	tunnelsAll     = 1024             // of each direction that are kept without streams
+	tunnelHalf     = time.Minute      // a stream that was closed here waits so long for the peer's end, as the kernel's sockets do
 	tunnelJoin     = time.Second      // who waits for another's handshake does so for so long
 )
 

@@ -561,7 +561,7 @@ func BenchmarkReusedConnection(b *testing.B) {
 func TestIdleStreamBudget(t *testing.T) {
 	const (
 		many   = 200
-		budget = 28 << 10
+		budget = 32 << 10
 	)
 	p := newPair(t, policy.TCP, meshtest.Echo)
 	p.once(t)

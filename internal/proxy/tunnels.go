@@ -193,6 +193,9 @@ func (s *tunnels) sweep(current func() *identity.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, snap, idle := time.Now(), current(), 0
+	for _, t := range s.list(true) {
+		t.mux.Expire(now.Add(-tunnelHalf))
+	}
 	for _, t := range s.list(false) {
 		switch resting := t.resting(now, 0); {
 		case !t.usable(snap), t.resting(now, tunnelIdle), resting && idle >= tunnelsAll:

@@ -74,6 +74,7 @@ type Mux struct {
 	closing bool   // Close was called
 	err     error  // why it has ended
 	total   int64  // streams ever
+	late    int    // bytes that may still come for streams that are over
 	idle    time.Time
 	bulk    time.Time // when a stream has last been seen to move much
 
@@ -200,6 +201,25 @@ func (m *Mux) Count() (open int, total int64, idle time.Time) {
 	return len(m.streams), m.total, m.idle
 }
 
+// Expire resets the streams that were closed here before some time, after their own
+// direction had ended, and that the peer has not ended: it may never do so.
+func (m *Mux) Expire(before time.Time) {
+	m.mu.Lock()
+	var all []*Stream
+	for _, s := range m.streams {
+		all = append(all, s)
+	}
+	m.mu.Unlock()
+	for _, s := range all {
+		s.mu.Lock()
+		long := s.dropped && s.since.Before(before)
+		s.mu.Unlock()
+		if long {
+			s.Reset()
+		}
+	}
+}
+
 // Bulk reports whether a stream moves much: another connection is then better for
 // those that move little.
 func (m *Mux) Bulk() bool {
@@ -304,6 +324,9 @@ func (m *Mux) frame(f []byte) error {
 	if err != nil {
 		return err
 	}
+	if what == frameData && s == nil && m.tooLate(len(content)) {
+		return nil
+	}
 	if m.about++; m.about > aboutFrames {
 		return m.in.fail(alertUnexpectedMessage, "too many frames that move nothing")
 	}
@@ -363,6 +386,18 @@ func (m *Mux) aborted(s *Stream) error {
 		m.Leave()
 	}
 	return nil
+}
+
+// tooLate reports whether data for a stream that is over was sent before the peer could
+// know.
+func (m *Mux) tooLate(n int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n == 0 || n > m.late {
+		return false
+	}
+	m.late -= n
+	return true
 }
 
 // find returns the stream of a number; nil for one that is over.
@@ -436,36 +471,4 @@ func (m *Mux) deliver() {
 	if s != nil {
 		s.take(pieces, &m.sink)
 	}
-}
-
-// sink is one attempt to write without waiting. Run has one.
-type sink struct {
-	try    func(fd uintptr) bool // a field so that it is made once
-	pieces [][]byte
-	vector vector
-	n      int
-	err    error
-}
-
-func (k *sink) init() { k.try = k.attempt }
-
-// write returns how much the socket has taken. That it takes no more is no error.
-func (k *sink) write(raw syscall.RawConn, pieces [][]byte) (int, error) {
-	k.pieces, k.n, k.err = pieces, 0, nil
-	err := raw.Write(k.try)
-	k.pieces = nil
-	if err == nil {
-		err = k.err
-	}
-	return k.n, err
-}
-
-func (k *sink) attempt(fd uintptr) bool {
-	n, errno := quickVector(syscall.SYS_WRITEV, fd, k.vector.of(k.pieces))
-	clear(k.vector[:len(k.pieces)])
-	if errno != 0 && errno != syscall.EAGAIN {
-		k.err = os.NewSyscallError("writev", errno)
-	}
-	k.n = n
-	return true
 }

@@ -1,7 +1,6 @@
 package tlsconn
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -45,6 +44,7 @@ type Stream struct {
 	unpaid  bool // something was sent since credit came last
 	over    bool // our direction has ended
 	dropped bool // nobody wants what comes
+	since   time.Time
 	err     error
 
 	sending atomic.Int32 // who is in Write
@@ -59,62 +59,6 @@ type chunk struct {
 
 // Mux is the connection that the stream is one of.
 func (s *Stream) Mux() *Mux { return s.mux }
-
-// arrives counts what has come; it reports whether it was allowed.
-func (s *Stream) arrives(n int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.room -= n
-	return s.room >= 0 && !s.ended
-}
-
-// take takes what has come: it goes to where it is delivered to as far as that is
-// possible without waiting, and else into the queue. The pieces are the caller's.
-func (s *Stream) take(pieces net.Buffers, k *sink) {
-	s.mu.Lock()
-	switch {
-	case s.err != nil:
-		s.mu.Unlock()
-		return
-	case s.dropped:
-		s.mu.Unlock()
-		s.Reset() // as a closed socket does
-		return
-	}
-	skip := 0
-	if s.to != nil && !s.pumping && s.queued == 0 {
-		n, err := k.write(s.to, pieces)
-		if n > 0 {
-			s.moved(n)
-			s.took(n)
-		}
-		if err != nil {
-			s.mu.Unlock()
-			s.sunk(err)
-			return
-		}
-		skip = n
-	}
-	for _, p := range pieces {
-		if skip >= len(p) {
-			skip -= len(p)
-			continue
-		}
-		s.put(p[skip:])
-		skip = 0
-	}
-	s.pump()
-	s.wake()
-	s.mu.Unlock()
-}
-
-// sunk ends a stream whose bytes nobody takes any more.
-func (s *Stream) sunk(err error) {
-	s.leave()
-	s.abort(sinkError(err))
-	s.mux.out.control(frameReset, s.id, nil)
-	s.mux.out.kick()
-}
 
 // put copies p into the queue. Callers hold mu.
 func (s *Stream) put(p []byte) {
@@ -146,62 +90,6 @@ func (s *Stream) shift() chunk {
 	return c
 }
 
-// took counts what has been taken off the stream, and lets the peer send more.
-// Callers hold mu.
-func (s *Stream) took(n int) {
-	s.taken += n
-	if s.taken < s.window/2 || s.ended || s.err != nil {
-		return
-	}
-	give := s.taken
-	s.bulky(s.window)
-	pool := s.mux.in.pool
-	switch {
-	case s.queued == 0 && s.window < mostWindow && pool.lend(int64(s.window)):
-		give += s.window
-		s.lent += s.window
-		s.window *= 2
-	case s.queued > 0 && s.lent > 0: // the reader is slow: it gets half of it back next time
-		less := min(s.window/2, s.lent, give)
-		give -= less
-		s.window -= less
-		s.lent -= less
-		pool.lent.Add(-int64(less))
-	}
-	s.taken = 0
-	if give == 0 {
-		return
-	}
-	s.room += give
-	var b [creditLen]byte
-	binary.BigEndian.PutUint32(b[:], uint32(give))
-	s.mux.out.control(frameCredit, s.id, b[:])
-}
-
-// allow adds credit from the peer. It reports whether it is for something that was
-// sent, and whether it is as much as is sensible.
-func (s *Stream) allow(n uint32) (moved, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n == 0 || n > maxAhead || s.credit+int(n) > maxAhead {
-		return false, false
-	}
-	s.credit += int(n)
-	moved, s.unpaid = s.unpaid, false
-	s.bulky(int(n))
-	s.change.Broadcast()
-	return moved, true
-}
-
-// bulky notes that the stream moves much, if n is the size of a window that says so.
-func (s *Stream) bulky(n int) {
-	if n >= mostWindow/4 {
-		s.mux.mu.Lock()
-		defer s.mux.mu.Unlock()
-		s.mux.bulk = time.Now()
-	}
-}
-
 // endOf notes that the peer has ended its direction; false if it had.
 func (s *Stream) endOf() bool {
 	s.mu.Lock()
@@ -229,22 +117,21 @@ func (s *Stream) endOf() bool {
 	return true
 }
 
-// release gives back what the window has borrowed. Callers hold mu.
-func (s *Stream) release() {
-	if s.lent > 0 {
-		s.mux.in.pool.lent.Add(-int64(s.lent))
-		s.lent = 0
-	}
-}
-
 // leave takes the stream off the connection.
 func (s *Stream) leave() {
+	s.mu.Lock()
+	room := s.room
+	if s.ended {
+		room = 0
+	}
+	s.mu.Unlock()
 	m := s.mux
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.streams[s.id] != s {
 		return
 	}
+	m.late += room
 	if delete(m.streams, s.id); len(m.streams) == 0 {
 		m.idle = time.Now()
 	}
@@ -284,79 +171,6 @@ func (s *Stream) drop() {
 func (s *Stream) wake() {
 	if s.waiting {
 		s.change.Broadcast()
-	}
-}
-
-// Deliver has what comes written to dst as it comes, by whoever reads the connection
-// and without waiting for dst; it returns at once. moved is called after each write
-// with the number of bytes, and done once: with nil when the peer has ended its
-// direction and all is written, or with why that will not happen (net.ErrClosed when
-// the stream was closed here). Neither may wait, nor read the stream.
-func (s *Stream) Deliver(dst *net.TCPConn, moved func(n int), done func(error)) {
-	raw, err := dst.SyscallConn()
-	s.mu.Lock()
-	if err == nil {
-		err = s.err
-	}
-	if err != nil {
-		s.mu.Unlock()
-		done(err)
-		return
-	}
-	if s.ended && s.queued == 0 {
-		s.mu.Unlock()
-		done(nil)
-		return
-	}
-	s.to, s.dst, s.moved, s.done = raw, dst, moved, done
-	s.pump()
-	s.mu.Unlock()
-}
-
-// pump has a goroutine deliver what is in the queue. Callers hold mu.
-func (s *Stream) pump() {
-	if s.to == nil || s.pumping || s.queued == 0 || s.err != nil {
-		return
-	}
-	s.pumping = true
-	s.mux.helpers.Go(s.pour)
-}
-
-// pour delivers what is in the queue, until it is empty.
-func (s *Stream) pour() {
-	s.mu.Lock()
-	for s.err == nil && s.queued > 0 {
-		c := s.shift()
-		s.mu.Unlock()
-		n, err := s.mux.in.pool.writeAll(s.dst, s.to, c.buf.mem[c.r:c.e])
-		s.mux.in.pool.put(c.buf)
-		if n > 0 {
-			s.moved(n)
-		}
-		s.mu.Lock()
-		s.queued -= c.e - c.r
-		s.took(n)
-		if err != nil && s.err == nil {
-			s.pumping = false
-			s.mu.Unlock()
-			s.sunk(err)
-			return
-		}
-		s.mux.out.kick()
-	}
-	s.pumping = false
-	if s.err != nil {
-		s.drop()
-		s.mu.Unlock()
-		return
-	}
-	var done func(error)
-	if s.ended {
-		done, s.done = s.done, nil
-	}
-	s.mu.Unlock()
-	if done != nil {
-		done(nil)
 	}
 }
 
@@ -603,7 +417,7 @@ func (s *Stream) Close() error {
 	s.mu.Lock()
 	over, ended, queued := s.over, s.ended, s.queued > 0 && !s.pumping && s.to == nil
 	if over && !ended && !queued && s.err == nil {
-		s.dropped = true
+		s.dropped, s.since = true, time.Now()
 		s.change.Broadcast()
 	}
 	s.mu.Unlock()

@@ -401,6 +401,49 @@ func TestMuxLeave(t *testing.T) {
 	wantRead(t, server, "x")
 }
 
+// A stream that only the peer could end doesn't stay for ever.
+func TestMuxExpire(t *testing.T) {
+	m := newMuxPair(t)
+	client, server := m.open(t, "")
+	other, otherEnd := m.open(t, "")
+	_ = server.CloseWrite()
+	server.Close()
+	wantEnd(t, client)
+	m.server.Expire(time.Now().Add(-time.Minute))
+	if open, _, _ := m.server.Count(); open != 3 {
+		t.Errorf("%d are open", open)
+	}
+	m.server.Expire(time.Now().Add(time.Minute))
+	if open, _, _ := m.server.Count(); open != 2 {
+		t.Errorf("%d are open", open)
+	}
+	eventually(t, func() bool {
+		_, err := io.WriteString(client, "x")
+		return errors.Is(err, syscall.ECONNRESET)
+	})
+	_, _ = io.WriteString(other, "x")
+	wantRead(t, otherEnd, "x")
+}
+
+// What was sent to a stream before the peer could know that it is over harms no other,
+// in however small pieces it comes.
+func TestMuxLateFrames(t *testing.T) {
+	m := newMuxPair(t)
+	client, server := m.open(t, "")
+	server.mux.mu.Lock()
+	delete(server.mux.streams, server.id) // as leave does, but the peer doesn't hear of it
+	server.mux.late += firstWindow
+	server.mux.mu.Unlock()
+	for range firstWindow - 1 {
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, otherEnd := m.open(t, "")
+	_, _ = io.WriteString(other, "still")
+	wantRead(t, otherEnd, "still")
+}
+
 // With the connection its streams end, and none looks whole.
 func TestMuxEndsItsStreams(t *testing.T) {
 	m := newMuxPair(t)
