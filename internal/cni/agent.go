@@ -116,6 +116,8 @@ func (a *Agent) once(ctx context.Context) error {
 	return nil
 }
 
+var errOtherVersion = errors.New("the plugin is of another version")
+
 // Check reports in which way the node is not as the mode says.
 func (a *Agent) Check() error {
 	program, err := os.Stat(filepath.Join(a.BinDir, Name))
@@ -152,7 +154,13 @@ func (a *Agent) Check() error {
 	case !there:
 		return fmt.Errorf("there is no plugin in %s", a.BinDir)
 	case program.Size() != own.Size():
-		return errors.New("the plugin is of another version")
+		return errOtherVersion
+	}
+	// Two versions are often of one size.
+	if same, err := sameContent(filepath.Join(a.BinDir, Name), a.Program); err != nil {
+		return err
+	} else if !same {
+		return errOtherVersion
 	}
 	name, conf, err := a.primary()
 	if err != nil {

@@ -71,13 +71,13 @@ func TestInstallAndRemove(t *testing.T) {
 		t.Error("a configuration that nobody uses was changed")
 	}
 	// an upgrade replaces the program in one step, and repairs what others did
-	write(t, a.Program, "version 22")
+	write(t, a.Program, "version 2") // of one size with the version before
 	next := &Agent{Mode: Install, ConfDir: a.ConfDir, BinDir: a.BinDir, Program: a.Program, Exclude: a.Exclude, Log: a.Log}
-	write(t, first, conflist)
-	if err := next.Check(); err == nil {
-		t.Error("ready while another version is installed")
+	if err := next.Check(); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("ready while another version is installed: %v", err)
 	}
-	if err := next.once(t.Context()); err != nil || read1(t, bin) != "version 22" || next.Check() != nil {
+	write(t, first, conflist)
+	if err := next.once(t.Context()); err != nil || read1(t, bin) != "version 2" || next.Check() != nil {
 		t.Errorf("upgrade: %v, %v", err, next.Check())
 	}
 	next.Mode = Remove

@@ -70,7 +70,8 @@ func (e *env) onNodes(t *testing.T, line string) string {
 const whereIsPlugin = "ls /opt/cni/bin | grep podseal-cni; grep -l podseal-cni /etc/cni/net.d/*; true"
 
 // testCNIPlugin: pods that pass "restricted" are in the mesh, on both nodes; who
-// rewrites a node's network configuration loses nothing; the plugin goes without a gap.
+// rewrites a node's network configuration loses nothing; the plugin comes, is upgraded and
+// goes without a gap.
 // Contract 5.42, 5.50, 5.52.
 func testCNIPlugin(t *testing.T, e *env) {
 	e.policy(t, ns, "default", "{mtls: {mode: STRICT}}")
@@ -113,6 +114,8 @@ func testCNIPlugin(t *testing.T, e *env) {
 		got := e.onNodes(t, whereIsPlugin)
 		return strings.Count(got, "conflist") == 2, got
 	})
+
+	testCNIUpgrade(t, e)
 
 	e.must(t, `kubectl patch moduleconfig istio --type merge -p '{"spec":{"settings":null}}'`)
 	for i := range 4 { // whoever is made meanwhile starts

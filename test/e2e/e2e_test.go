@@ -84,7 +84,7 @@ func TestE2E(t *testing.T) {
 		{"proxies grow old, and auto-upgrade is off", testAging},
 		{"in namespaces of their own, at once", testAside},
 		{"auto-upgrade rolls the workloads that ask for it", testAutoUpgrade},
-		{"the CNI plugin captures pods under Pod Security restricted, and goes without a gap", testCNIPlugin},
+		{"the CNI plugin captures pods under Pod Security restricted, is upgraded and goes without a gap", testCNIPlugin},
 		{"the control plane is down and traffic goes on", testControlPlaneDown},
 		{"disabling takes the webhooks and the control plane down", testDisable},
 		{"uninstall leaves nothing", testUninstall},

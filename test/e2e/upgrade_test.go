@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -39,8 +40,16 @@ kubectl -n aging rollout status deployment/asks deployment/silent --timeout=60s 
 // auto-upgrade is off; testAutoUpgrade goes on from there when other cases have taken
 // their time.
 func testAging(t *testing.T, e *env) {
-	tar := filepath.Join(t.TempDir(), "older.tar")
-	if out, err := exec.CommandContext(t.Context(), filepath.Join(e.s.Bin, "images"), "proxy", "--binary", filepath.Join(e.s.Bin, "podseal-proxy"), "--tag", olderProxy, "--out", tar).CombinedOutput(); err != nil {
+	tar, program := filepath.Join(t.TempDir(), "older.tar"), filepath.Join(t.TempDir(), "podseal-proxy")
+	// Built as `make build` does, and with a version of one length, so that both programs
+	// are of one size: that is how a patch release differs from the one before.
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-tags", "grpcnotrace", "-ldflags",
+		"-s -w -buildid= -X podseal.io/podseal/internal/version.Version="+strings.Repeat("0", len(e.s.Version)), "-o", program, "podseal.io/podseal/cmd/podseal-proxy")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the older proxy: %v: %s", err, out)
+	}
+	if out, err := exec.CommandContext(t.Context(), filepath.Join(e.s.Bin, "images"), "proxy", "--binary", program, "--tag", olderProxy, "--out", tar).CombinedOutput(); err != nil {
 		t.Fatalf("build the older proxy's image: %v: %s", err, out)
 	}
 	if out, err := exec.CommandContext(t.Context(), e.c.Binary, "load", "--name", e.c.Name, tar).CombinedOutput(); err != nil {
