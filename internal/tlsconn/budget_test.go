@@ -121,3 +121,42 @@ func TestMessagesAllocateNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// Nor for one on a stream of many, relayed at both ends as proxies do: what arrives
+// is delivered by who reads the connection.
+func TestStreamMessagesAllocateNothing(t *testing.T) {
+	m := newMuxPair(t)
+	client, a := tcpPair(t)
+	b, server := tcpPair(t)
+	ours, theirs := m.open(t, "")
+	var done sync.WaitGroup
+	for stream, socket := range map[*Stream]*net.TCPConn{ours: a, theirs: b} {
+		done.Add(1)
+		stream.Deliver(socket, func(int) {}, func(error) { done.Done() })
+		done.Go(func() { _ = m.pool.Copy(stream, socket, func(int) {}) })
+	}
+	msg := make([]byte, 200)
+	half := func(from, to *net.TCPConn) {
+		if _, err := from.Write(msg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(to, msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	round := func() {
+		half(client, server)
+		half(server, client)
+	}
+	for range 20 {
+		round()
+	}
+	if n := testing.AllocsPerRun(200, round); n > 0 { // rounded down: a pool that a collection has emptied
+		t.Errorf("%v allocations for a message and its answer", n)
+	}
+	ours.Reset()
+	for _, c := range []*net.TCPConn{a, b} {
+		c.Close()
+	}
+	done.Wait()
+}

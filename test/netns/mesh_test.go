@@ -46,6 +46,7 @@ type mesh struct {
 	program string
 	world   *meshtest.World
 	store   *xds.Store
+	proxies map[string]*exec.Cmd // that were started last, by the name of the pod
 
 	issuer  *ca.Issuer
 	serving tls.Certificate
@@ -56,7 +57,7 @@ type mesh struct {
 // newMesh starts the control plane on the node.
 func newMesh(t *testing.T) *mesh {
 	t.Helper()
-	m := &mesh{node: newNode(t), dir: t.TempDir(), store: xds.NewStore()}
+	m := &mesh{node: newNode(t), dir: t.TempDir(), store: xds.NewStore(), proxies: map[string]*exec.Cmd{}}
 	if err := os.Chmod(filepath.Dir(m.dir), 0o755); err != nil { // the proxies are another user
 		t.Fatal(err)
 	}
@@ -171,6 +172,12 @@ func (m *mesh) redirect(t *testing.T, p *pod) {
 func (m *mesh) inject(t *testing.T, p *pod, name string, env ...string) int {
 	t.Helper()
 	m.redirect(t, p)
+	return m.launch(t, p, name, env...)
+}
+
+// launch runs the proxy of a pod until it is ended or the test is over.
+func (m *mesh) launch(t *testing.T, p *pod, name string, env ...string) int {
+	t.Helper()
 	token := m.write(t, "token-"+name, []byte("shop/"+name))
 	run := exec.Command(m.program, "proxy", "sidecar", "--ca-address", net.JoinHostPort(m.near(p).String(), "15012"), "--ca-server-name", "istiod.d8-istio.svc",
 		"--root-file", filepath.Join(m.dir, "root-cert.pem"), "--token-file", token, "--drain", "100ms")
@@ -178,7 +185,11 @@ func (m *mesh) inject(t *testing.T, p *pod, name string, env ...string) int {
 	run.Stdout, run.Stderr = t.Output(), t.Output()
 	run.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1337, Gid: 1337}}
 	p.root(t, run.Start)
+	m.proxies[name] = run
 	t.Cleanup(func() {
+		if run.ProcessState != nil {
+			return // the test has ended it
+		}
 		if err := run.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
