@@ -501,7 +501,7 @@ func TestMuxFramesOutOfTurn(t *testing.T) {
 				m.firstEnd.Reset()
 			}
 			o := &m.client.out
-			for range aboutFrames + 2 {
+			for range aboutFrames + firstWindow + 2 { // what the peer could not know of yet does not count
 				o.mu.Lock()
 				var err error
 				if o.broken() == nil {
