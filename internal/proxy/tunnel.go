@@ -172,6 +172,10 @@ func (t *tunnel) fresh(current *identity.Snapshot) bool {
 	return t.snap == current && time.Since(t.made) < tunnelAge && t.expires.Sub(t.now()) > tunnelMargin
 }
 
+// unansweredTries is how often the kernel has sent something again to a peer that has
+// vanished, at least: within 9 s it does so 4 or 5 times.
+const unansweredTries = 3
+
 // errUnanswered says that a peer has not even acknowledged what it was sent.
 var errUnanswered = errors.New("the peer does not acknowledge what is sent over a connection that was there before")
 
@@ -196,9 +200,16 @@ func unanswered(c *net.TCPConn) bool {
 	waits := false
 	err = raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		waits = err == nil && info.Unacked > 0 && time.Duration(info.Last_ack_recv)*time.Millisecond >= dialTimeout-time.Second
+		waits = err == nil && isUnanswered(info)
 	})
 	return err == nil && waits
+}
+
+// isUnanswered wants to see that data was sent again and again in vain: what others
+// have sent over the same tunnel a moment ago is not acknowledged either, and a tunnel
+// on which nobody spoke has no acknowledgement that is younger.
+func isUnanswered(info *unix.TCPInfo) bool {
+	return info.Unacked > 0 && info.Retransmits >= unansweredTries && time.Duration(info.Last_ack_recv)*time.Millisecond >= dialTimeout-time.Second
 }
 
 // Tunnel is one element of GET /tunnels on the admin port. What it shares with a

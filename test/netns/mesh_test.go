@@ -71,7 +71,7 @@ func newMesh(t *testing.T) *mesh {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serving, err := issuer.ServingCertificate([]string{"istiod.d8-istio.svc"}, time.Hour, now)
+	serving, err := issuer.ServingCertificate([]string{"istiod.d8-istio.svc"}, 24*time.Hour, now)
 	if err != nil {
 		t.Fatal(err)
 	}
