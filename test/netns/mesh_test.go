@@ -495,9 +495,9 @@ func (s *shop) ownService(t *testing.T) {
 	}
 }
 
-// strict: plaintext is refused by a reset and never by a status (contract 2.16);
-// the mesh client doesn't notice.
-func (s *shop) strict(t *testing.T) {
+// demand makes every workload STRICT, and waits until plaintext isn't answered.
+func (s *shop) demand(t *testing.T) {
+	t.Helper()
 	for _, w := range s.world.Workloads {
 		w.Modes.Default = policy.Strict
 	}
@@ -510,6 +510,12 @@ func (s *shop) strict(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// strict: plaintext is refused by a reset and never by a status (contract 2.16);
+// the mesh client doesn't notice.
+func (s *shop) strict(t *testing.T) {
+	s.demand(t)
 	c := s.capture(t)
 	for _, address := range []string{"10.88.0.12:80", "[fd88::12]:80"} {
 		if res, _, err := fetchPath(s.outside, address, "/refused"); !errors.Is(err, syscall.ECONNRESET) {
