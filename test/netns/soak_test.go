@@ -2,7 +2,6 @@ package netns
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -56,6 +55,9 @@ type errand struct {
 type subject struct {
 	pid int
 	pod *pod
+
+	mu     sync.Mutex
+	broken []proxy.Record // connections that ended with an error, the last mostRecalled of them
 }
 
 // usage is what a proxy holds.
@@ -69,8 +71,6 @@ func (u usage) String() string {
 }
 
 const (
-	mostTold = 5 // of an errand's disturbances are looked into
-
 	soakVIP  = "10.96.0.10"
 	soakAddr = "10.88.0.12"
 	soakEcho = "7000"
@@ -118,8 +118,8 @@ func newSoak(t *testing.T) *soak {
 	s.serve(t)
 	env := []string{"SECRET_TTL=2m", "PODSEAL_LOG_LEVEL=warn"} // a line for each connection would be a gigabyte
 	s.proxies = map[string]*subject{
-		"client":    {m.inject(t, s.client, "client", env...), s.client},
-		"webserver": {m.inject(t, s.server, "webserver", env...), s.server},
+		"client":    {pid: m.inject(t, s.client, "client", env...), pod: s.client},
+		"webserver": {pid: m.inject(t, s.server, "webserver", env...), pod: s.server},
 	}
 	s.errands = []*errand{
 		{name: "pages, kept alive", from: s.client, pause: 20 * time.Millisecond, honest: true, do: s.pages},
@@ -185,6 +185,13 @@ func (s *soak) run(t *testing.T, d time.Duration) {
 			}
 		})
 	}
+	for name, p := range s.proxies {
+		all.Go(func() {
+			if err := p.follow(ctx); err != nil && ctx.Err() == nil {
+				t.Errorf("records of %s: %v", name, err)
+			}
+		})
+	}
 	all.Go(func() { s.trouble(ctx, t) })
 	all.Go(func() { s.watch(ctx, t) })
 	all.Wait()
@@ -204,32 +211,6 @@ func (e *errand) repeat(ctx context.Context, r *rand.Rand, wrong func(error)) {
 		}
 		if !rest(ctx, e.pause/2+rand.N(e.pause)) {
 			return
-		}
-	}
-}
-
-// disturbed says that an honest exchange was, and which connections the proxies have
-// just ended for a reason.
-func (s *soak) disturbed(t *testing.T, e *errand, err error) {
-	t.Errorf("%s: %s: %v", time.Now().UTC().Format(time.TimeOnly), e.name, err)
-	if e.failed.Load() > mostTold {
-		return
-	}
-	rest(t.Context(), time.Second) // until both proxies have written what they know
-	for name, p := range s.proxies {
-		var all []proxy.Record
-		_, body, err := fetchPath(p.pod, "127.0.0.1:15000", "/records")
-		if err == nil {
-			err = json.Unmarshal([]byte(body), &all)
-		}
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		for _, r := range all {
-			ended := r.Start.Add(time.Duration(r.DurationMS) * time.Millisecond)
-			if (r.Reason != "" || r.Error != "") && time.Since(ended) < 5*time.Second {
-				t.Logf("%s: ended %s: %+v", name, ended.UTC().Format(time.StampMilli), r)
-			}
 		}
 	}
 }
