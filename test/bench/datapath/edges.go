@@ -4,7 +4,6 @@ import (
 	"context"
 	"debug/elf"
 	"debug/gosym"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -14,14 +13,12 @@ import (
 	"time"
 )
 
-// The share of edge accounting comes from perf, in the middle of a load, as a share of
-// all samples of both proxies, in the kernel and outside.
-const (
-	edgesWarmup = 500 * time.Millisecond
-	edgesLength = 4 * time.Second
-	edgesWindow = 3 * time.Second
-	edgesRate   = "4999" // samples a second
-)
+// edgesSampling is how the share of edge accounting is measured: as a share of all
+// samples of both proxies, in the kernel and outside. A share of one per cent takes a
+// thousand to be told.
+func edgesSampling() sampling {
+	return sampling{rate: 4999, warmup: 500 * time.Millisecond, length: 4 * time.Second, window: 3 * time.Second, fewest: 1000, more: []string{"--call-graph", "fp"}}
+}
 
 // metricEdges is what counting who talks to whom, and reporting it, takes.
 const metricEdges = "edge accounting"
@@ -66,33 +63,20 @@ func (b *bench) edgeShare(ctx context.Context, s scenario, p contender, c *chain
 	if err != nil {
 		return 0, err
 	}
-	var pids []string
-	for _, pid := range c.pids() {
-		pids = append(pids, strconv.Itoa(pid))
-	}
 	file := filepath.Join(b.dir, "edges.perf")
-	recorded := make(chan error, 1)
-	go func() {
-		select {
-		case <-time.After(edgesWarmup + s.fill() + (edgesLength-edgesWindow)/2):
-		case <-ctx.Done():
-		}
-		out, err := exec.CommandContext(ctx, "perf", "record", "-q", "-o", file, "-F", edgesRate, "--call-graph", "fp", "-p", strings.Join(pids, ","),
-			"--", "sleep", fmt.Sprint(edgesWindow.Seconds())).CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("perf record: %w: %s", err, strings.TrimSpace(string(out)))
-		}
-		recorded <- err
-	}()
-	_, err = c.drive(ctx, p.peer, s.jobs, edgesWarmup+s.fill(), edgesLength)
-	if err := errors.Join(err, <-recorded); err != nil {
+	r, err := edgesSampling().take(ctx, s, p, c, file)
+	if err != nil {
 		return 0, err
 	}
 	out, err := exec.CommandContext(ctx, "perf", "script", "-i", file, "-F", "ip").Output()
 	if err != nil {
 		return 0, fmt.Errorf("perf script: %w", err)
 	}
-	return accountingShare(string(out), names)
+	share, samples, err := accountingShare(string(out), names)
+	if err != nil {
+		return 0, err
+	}
+	return share, edgesSampling().judge(samples, r)
 }
 
 // functions are those of a Go program, which has them when it is stripped, too.
@@ -134,13 +118,11 @@ func (f *functions) name(pc uint64) string {
 // firstKernel is the first address that is the kernel's.
 const firstKernel = 1 << 47
 
-// fewestSamples is what a share of one per cent takes to be told.
-const fewestSamples = 1000
-
 // accountingShare reads call chains, one address in each line and an empty line after
-// each chain, and returns the share of those in which something is accounting. perf
-// gives a program's addresses as they are in its file, or as they are run.
-func accountingShare(chains string, names *functions) (float64, error) {
+// each chain, and returns the share of those in which something is accounting, and how
+// many there are. perf gives a program's addresses as they are in its file, or as they
+// are run.
+func accountingShare(chains string, names *functions) (share float64, samples int, err error) {
 	var all [][]uint64
 	inFile := false
 	for chain := range strings.SplitSeq(chains, "\n\n") {
@@ -152,7 +134,7 @@ func accountingShare(chains string, names *functions) (float64, error) {
 			}
 			pc, err := strconv.ParseUint(f[0], 16, 64)
 			if err != nil {
-				return 0, fmt.Errorf("perf said %q", line)
+				return 0, 0, fmt.Errorf("perf said %q", line)
 			}
 			inFile = inFile || pc < names.begin
 			pcs = append(pcs, pc)
@@ -177,10 +159,10 @@ func accountingShare(chains string, names *functions) (float64, error) {
 			counted++
 		}
 	}
-	if len(all) < fewestSamples || known < len(all)/3 {
-		return 0, fmt.Errorf("%d samples, %d of them in known functions: too few", len(all), known)
+	if len(all) == 0 || known < len(all)/3 {
+		return 0, 0, fmt.Errorf("%d samples, %d of them in known functions: too few", len(all), known)
 	}
-	return float64(counted) / float64(len(all)), nil
+	return float64(counted) / float64(len(all)), len(all), nil
 }
 
 func isAccounting(function string) bool {

@@ -31,12 +31,12 @@ func TestAccountingShare(t *testing.T) {
 			b.WriteString(strings.Repeat(fmt.Sprintf("\t%x\n\t%x\n\n", names.begin-moved, relay-moved), 199))
 			fmt.Fprintf(&b, "  ffffffff81000000\n\t%x\n\t%x\n\n", counting-moved, relay-moved)
 		}
-		if got, err := accountingShare(b.String(), names); err != nil || got != 0.005 {
-			t.Errorf("moved by %x: %v %v", moved, got, err)
+		if got, n, err := accountingShare(b.String(), names); err != nil || got != 0.005 || n != 1000 {
+			t.Errorf("moved by %x: %v of %d, %v", moved, got, n, err)
 		}
 	}
-	for _, bad := range []string{"", "x\n", fmt.Sprintf("\t%x\n\n", relay), strings.Repeat("\tffffffff81000000\n\n", 5000)} {
-		if got, err := accountingShare(bad, names); err == nil {
+	for _, bad := range []string{"", "x\n", strings.Repeat("\tffffffff81000000\n\n", 5000)} {
+		if got, _, err := accountingShare(bad, names); err == nil {
 			t.Errorf("%.20q: %v", bad, got)
 		}
 	}

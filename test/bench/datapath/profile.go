@@ -12,19 +12,21 @@ import (
 	"time"
 )
 
-// Profiles are taken by perf in the middle of a load, over both proxies.
-const (
-	profileWarmup = time.Second
-	profileLength = 3 * time.Second
-	profileWindow = 2 * time.Second
-	profileRate   = "1999" // samples a second; no divisor of the kernel's ticks
-)
+// profiling is how profiles are taken. The rate is no divisor of the kernel's ticks. Of
+// so few samples a share of a tenth is told to 1.3 % of the whole.
+func profiling() sampling {
+	return sampling{rate: 1999, warmup: time.Second, length: 3 * time.Second, window: 2 * time.Second, fewest: 500}
+}
+
+// profileTries is how often a profile is taken until it has enough samples.
+const profileTries = 3
 
 // Profile is where the CPU time of Podseal's two proxies went in one scenario.
 type Profile struct {
 	Scenario string             `json:"scenario"`
 	Title    string             `json:"title"`
 	Peer     string             `json:"peer"`
+	Samples  int                `json:"samples"`
 	Shares   map[string]float64 `json:"shares"`  // of 1, by kind of work
 	Hottest  []Hot              `json:"hottest"` // the first functions
 }
@@ -99,73 +101,78 @@ func (b *bench) profiles(ctx context.Context, work []scenario, taking []contende
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if err != nil {
+			switch {
+			case errors.Is(err, errFewSamples): // shares of them would look as if they were known
+				b.report.note(fmt.Sprintf("%s, %s: no profile, %d times %v", s.title, p.name, profileTries, err))
+				continue
+			case err != nil:
 				return fmt.Errorf("profile of %s through %s: %w", s.name, p.name, err)
 			}
 			b.report.Profiles = append(b.report.Profiles, got)
-			b.say("profile, %s, %s: %s %.0f%%", s.name, p.name, got.Hottest[0].Symbol, got.Hottest[0].Share*100)
+			b.say("profile, %s, %s, %d samples: %s %.0f%%", s.name, p.name, got.Samples, got.Hottest[0].Symbol, got.Hottest[0].Share*100)
 		}
 	}
 	return nil
 }
 
-func (b *bench) profile(ctx context.Context, s scenario, p contender, c *chain) (Profile, error) {
-	var pids []string
-	for _, pid := range c.pids() {
-		pids = append(pids, strconv.Itoa(pid))
+// profile takes one, and takes it again when it has too few samples.
+func (b *bench) profile(ctx context.Context, s scenario, p contender, c *chain) (got Profile, err error) {
+	for range profileTries {
+		got, err = b.profileOnce(ctx, s, p, c)
+		if !errors.Is(err, errFewSamples) {
+			break
+		}
+		b.say("profile, %s, %s: %v", s.name, p.name, err)
 	}
+	return got, err
+}
+
+func (b *bench) profileOnce(ctx context.Context, s scenario, p contender, c *chain) (Profile, error) {
 	file := filepath.Join(b.dir, "profile")
-	recorded := make(chan error, 1)
-	go func() {
-		select {
-		case <-time.After(profileWarmup + s.fill() + (profileLength-profileWindow)/2):
-		case <-ctx.Done():
-		}
-		out, err := exec.CommandContext(ctx, "perf", "record", "-q", "-o", file, "-F", profileRate, "-p", strings.Join(pids, ","),
-			"--", "sleep", fmt.Sprint(profileWindow.Seconds())).CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("perf record: %w: %s", err, strings.TrimSpace(string(out)))
-		}
-		recorded <- err
-	}()
-	_, err := c.drive(ctx, p.peer, s.jobs, profileWarmup+s.fill(), profileLength)
-	if err := errors.Join(err, <-recorded); err != nil {
+	r, err := profiling().take(ctx, s, p, c, file)
+	if err != nil {
 		return Profile{}, err
 	}
-	out, err := exec.CommandContext(ctx, "perf", "report", "-i", file, "--stdio", "-q", "--no-children", "-F", "overhead,dso,sym", "-t", ";").Output()
+	out, err := exec.CommandContext(ctx, "perf", "report", "-i", file, "--stdio", "-q", "--no-children", "-F", "overhead,sample,dso,sym", "-t", ";").Output()
 	if err != nil {
 		return Profile{}, fmt.Errorf("perf report: %w", err)
 	}
 	got, err := parseProfile(string(out))
+	if err != nil {
+		return got, err
+	}
 	got.Scenario, got.Title, got.Peer = s.name, s.title, p.name
-	return got, err
+	return got, profiling().judge(got.Samples, r)
 }
 
-// parseProfile reads lines of a share in per cent, where the function is, and the function.
+// parseProfile reads lines of a share in per cent, a number of samples, where the
+// function is, and the function.
 func parseProfile(text string) (Profile, error) {
 	got := Profile{Shares: map[string]float64{}}
 	for line := range strings.Lines(text) {
-		f := strings.SplitN(strings.TrimSpace(line), ";", 3)
-		if len(f) < 3 {
+		f := strings.SplitN(strings.TrimSpace(line), ";", 4)
+		if len(f) < 4 {
 			continue
 		}
 		percent, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(f[0]), "%"), 64)
-		if err != nil {
-			return got, fmt.Errorf("perf said %q", line)
+		samples, err2 := strconv.Atoi(strings.TrimSpace(f[1]))
+		if err := errors.Join(err, err2); err != nil {
+			return got, fmt.Errorf("perf said %q: %w", line, err)
 		}
-		symbol := strings.TrimSpace(f[2])
+		symbol := strings.TrimSpace(f[3])
 		kernel := strings.HasPrefix(symbol, "[k]")
 		symbol = strings.TrimSpace(strings.TrimPrefix(strings.TrimPrefix(symbol, "[k]"), "[.]"))
-		if strings.Contains(f[1], "podseal") && strings.HasPrefix(symbol, "0x") {
+		if strings.Contains(f[2], "podseal") && strings.HasPrefix(symbol, "0x") {
 			return got, errors.New("the program has no symbols: make bench-profile builds one that has")
 		}
+		got.Samples += samples
 		got.Shares[kind(symbol, kernel)] += percent / 100
 		if len(got.Hottest) < hottest {
 			got.Hottest = append(got.Hottest, Hot{symbol, percent / 100})
 		}
 	}
 	if len(got.Hottest) == 0 {
-		return got, errors.New("perf has seen nothing")
+		return got, fmt.Errorf("%w: perf has seen nothing", errFewSamples)
 	}
 	return got, nil
 }
@@ -174,19 +181,25 @@ func parseProfile(text string) (Profile, error) {
 func (r *Report) ProfileMarkdown() string {
 	var b strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&b, "\nPodseal %s, %s, on %d cores (%s), Linux %s, %s. Load average %s before.\n\n| |",
+	fmt.Fprintf(&b, "\nPodseal %s, %s, on %d cores (%s), Linux %s, %s. Load average %s before.\n\n| | samples |",
 		m.Podseal, r.Began.Format(time.RFC3339), m.Cores, m.CPU, m.Kernel, m.Go, r.LoadBefore)
 	for _, k := range kindsOfWork() {
 		fmt.Fprintf(&b, " %s |", k)
 	}
-	b.WriteString("\n| --- |" + strings.Repeat(" ---: |", len(kindsOfWork())) + "\n")
+	b.WriteString("\n| --- |" + strings.Repeat(" ---: |", 1+len(kindsOfWork())) + "\n")
 	for _, p := range r.Profiles {
-		fmt.Fprintf(&b, "| %s, %s |", p.Title, p.Peer)
+		fmt.Fprintf(&b, "| %s, %s | %d |", p.Title, p.Peer, p.Samples)
 		for _, k := range kindsOfWork() {
 			fmt.Fprintf(&b, " %.0f %% |", p.Shares[k]*100)
 		}
 		b.WriteString("\n")
 	}
 	b.WriteString("\n")
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "- %s.\n", n)
+	}
+	if len(r.Notes) > 0 {
+		b.WriteString("\n")
+	}
 	return b.String()
 }
