@@ -164,7 +164,7 @@ func (p *proxy) carryOutbound(ctx context.Context, c *conn, own *workload.Worklo
 		first := c.first
 		c.first = nil // it isn't kept
 		if c.reused {
-			defer watchAnswer(c, c.tunnel)()
+			defer watchAnswer(c, c.tunnel).stop()
 		}
 		p.relay(c, c.client, toServer, first, nil)
 		c.note(func(r *Record) {

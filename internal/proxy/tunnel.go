@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -172,27 +173,68 @@ func (t *tunnel) fresh(current *identity.Snapshot) bool {
 	return t.snap == current && time.Since(t.made) < tunnelAge && t.expires.Sub(t.now()) > tunnelMargin
 }
 
-// unansweredTries is how often the kernel has sent something again to a peer that has
-// vanished, at least: within 9 s it does so 4 or 5 times.
-const unansweredTries = 3
+// unansweredFor is between the two looks that tell a peer that has vanished: what was
+// sent before the first isn't acknowledged by the second, nor was anything else.
+const unansweredFor = 4 * time.Second
 
 // errUnanswered says that a peer has not even acknowledged what it was sent.
 var errUnanswered = errors.New("the peer does not acknowledge what is sent over a connection that was there before")
 
-// watchAnswer cuts a connection whose stream goes over an old tunnel to a peer that
-// has vanished without a word: a new connection would not have been made. The
-// function that it returns stops the watch.
-func watchAnswer(c *conn, t *tunnel) (stop func()) {
-	timer := time.AfterFunc(dialTimeout, func() {
-		if unanswered(t.raw) {
-			t.mux.Leave() // no other connection is to wait as long
-			c.cut(policy.ConnectTimeout, fmt.Errorf("%s: %w", t.raw.RemoteAddr(), errUnanswered))
-		}
-	})
-	return func() { timer.Stop() }
+// answerWatch cuts a connection whose stream goes over an old tunnel to a peer that
+// has vanished without a word: a new connection would not have been made.
+type answerWatch struct {
+	c *conn
+	t *tunnel
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	again   bool // it has looked once
+	stopped bool
 }
 
-func unanswered(c *net.TCPConn) bool {
+func watchAnswer(c *conn, t *tunnel) *answerWatch {
+	w := &answerWatch{c: c, t: t}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer = time.AfterFunc(dialTimeout-unansweredFor, w.look)
+	return w
+}
+
+func (w *answerWatch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped = true
+	w.timer.Stop()
+}
+
+func (w *answerWatch) look() {
+	if !w.vanished() {
+		return
+	}
+	w.t.mux.Leave() // no other connection is to wait as long
+	w.c.cut(policy.ConnectTimeout, fmt.Errorf("%s: %w", w.t.raw.RemoteAddr(), errUnanswered))
+}
+
+// vanished looks, and has itself called again after the first time.
+func (w *answerWatch) vanished() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	silence := dialTimeout - time.Second
+	switch {
+	case w.stopped:
+		return false
+	case w.again:
+		return unanswered(w.t.raw, silence)
+	case unanswered(w.t.raw, silence-unansweredFor):
+		w.again = true
+		w.timer.Reset(unansweredFor)
+	}
+	return false
+}
+
+// unanswered reports whether something that was sent is not acknowledged, and nothing
+// has been for so long.
+func unanswered(c *net.TCPConn, long time.Duration) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return false // closed
@@ -200,16 +242,9 @@ func unanswered(c *net.TCPConn) bool {
 	waits := false
 	err = raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		waits = err == nil && isUnanswered(info)
+		waits = err == nil && info.Unacked > 0 && time.Duration(info.Last_ack_recv)*time.Millisecond >= long
 	})
 	return err == nil && waits
-}
-
-// isUnanswered wants to see that data was sent again and again in vain: what others
-// have sent over the same tunnel a moment ago is not acknowledged either, and a tunnel
-// on which nobody spoke has no acknowledgement that is younger.
-func isUnanswered(info *unix.TCPInfo) bool {
-	return info.Unacked > 0 && info.Retransmits >= unansweredTries && time.Duration(info.Last_ack_recv)*time.Millisecond >= dialTimeout-time.Second
 }
 
 // Tunnel is one element of GET /tunnels on the admin port. What it shares with a

@@ -24,6 +24,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/vishvananda/netlink"
+
 	"podseal.io/podseal/internal/ca"
 	"podseal.io/podseal/internal/meshtest"
 	"podseal.io/podseal/internal/policy"
@@ -205,6 +207,22 @@ func (m *mesh) launch(t *testing.T, p *pod, name string, env ...string) int {
 		return err
 	})
 	return run.Process.Pid
+}
+
+// link takes the server's pod off the network, or puts it back.
+func (m *mesh) link(t *testing.T, up bool) {
+	if err := m.try(identity{}, func() error {
+		l, err := netlink.LinkByName("veth-server")
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(l)
+		}
+		return netlink.LinkSetDown(l)
+	}); err != nil {
+		t.Error(err)
+	}
 }
 
 // near is the node's address of the first family that a pod has.

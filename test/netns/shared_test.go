@@ -57,6 +57,7 @@ func TestSharedConnections(t *testing.T) {
 	t.Run("a reader stops", s.readerStops)
 	t.Run("a policy changes", s.policyChanges)
 	t.Run("the mode changes", s.modeChanges)
+	t.Run("the network is lost", s.networkLost)
 	t.Run("the proxy is restarted", s.restarted)
 }
 
@@ -295,6 +296,57 @@ func (s *crowd) modeChanges(t *testing.T) {
 	<-s.peers
 	if res, _, err := fetchPath(s.outside, "10.88.0.12:80", "/refused"); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("plaintext: want a reset, got %v, %v", err, res)
+	}
+}
+
+// networkLost: two seconds without a network harm no connection, whatever it does
+// then and whenever it began; one that begins over a connection to a proxy that has
+// vanished is reset when a new one would have failed.
+func (s *crowd) networkLost(t *testing.T) {
+	const dial = 10 * time.Second // contract 2.36
+
+	if said, err := greet(s.client, mailAddress); err != nil { // leaves an idle one behind
+		t.Fatalf("%q, %v", said, err)
+	}
+	began := time.Now()
+	conns := s.connect(t, 2)
+	rest(t.Context(), dial/3)
+	conns = append(conns, open(t, s.client, mailAddress)) // over another one
+	rest(t.Context(), time.Until(began.Add(dial-time.Second)))
+	s.link(t, false)
+	for _, c := range conns {
+		if _, err := io.WriteString(c, secret); err != nil {
+			t.Error(err)
+		}
+	}
+	rest(t.Context(), 2*time.Second)
+	s.link(t, true)
+	rest(t.Context(), time.Until(began.Add(dial*4/3+time.Second)))
+	for i, c := range conns {
+		if got, err := io.ReadAll(io.LimitReader(c, int64(len(secret)))); err != nil || string(got) != secret {
+			t.Errorf("connection %d: %q, %v", i, got, err)
+		}
+		if err := ping(c, secret); err != nil {
+			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+	s.link(t, false)
+	defer s.link(t, true)
+	began = time.Now()
+	c, err := s.client.dial(s.at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(began.Add(3 * dial)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, secret); err != nil {
+		t.Error(err)
+	}
+	n, err := c.Read(make([]byte, 1))
+	if took := time.Since(began); n != 0 || !errors.Is(err, syscall.ECONNRESET) || took < dial-time.Second || took > 2*dial {
+		t.Errorf("nobody is there: %d bytes, %v after %s, want a reset after %s", n, err, took, dial)
 	}
 }
 

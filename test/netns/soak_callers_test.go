@@ -93,6 +93,9 @@ func (s *soak) parked(r *rand.Rand) error {
 		}
 	}()
 	say := func(c *net.TCPConn) error {
+		if err := c.SetDeadline(time.Now().Add(3 * deadline)); err != nil {
+			return err
+		}
 		b := []byte("are you there?")
 		if _, err := c.Write(b); err != nil {
 			return err

@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"podseal.io/podseal/internal/policy"
 	"podseal.io/podseal/internal/proxy"
 	"podseal.io/podseal/internal/workload"
@@ -244,22 +242,6 @@ func (s *soak) trouble(ctx context.Context, t *testing.T) {
 			rest(ctx, time.Second)
 			s.link(t, true)
 		}
-	}
-}
-
-// link takes the server's pod off the network, or puts it back.
-func (s *soak) link(t *testing.T, up bool) {
-	if err := s.try(identity{}, func() error {
-		l, err := netlink.LinkByName("veth-server")
-		if err != nil {
-			return err
-		}
-		if up {
-			return netlink.LinkSetUp(l)
-		}
-		return netlink.LinkSetDown(l)
-	}); err != nil {
-		t.Error(err)
 	}
 }
 
