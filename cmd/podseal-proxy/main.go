@@ -30,6 +30,9 @@ Commands:
 `
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "proxy" {
+		sleepLonger()
+	}
 	// The first signal ends the context, and the proxy drains; the second one
 	// finds the default behaviour again and ends the program.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
