@@ -67,11 +67,35 @@ func TestFigures(t *testing.T) {
 		t.Errorf("%s is not judged", name)
 	}
 	// 1.12 for 1 is within a third, and so is 5 for 7? It is: 7 / (4/3) is 5.25, so it is not
-	if off := r.Off(); len(off) != 2 || !strings.Contains(strings.Join(off, "\n"), "new connections per second, 64 clients: 5.00, must be ≥ 7") {
+	if off := r.Off(); len(off) != 2 || !strings.Contains(strings.Join(off, "\n"), "new connections per second, 64 clients: 5.00, must be ≥ 7 and may be ≥ 5.25") {
+		t.Errorf("off: %q", off)
+	}
+	r.fault(placement{name: "pinned"}, scenario{name: bulkUp}, peer{name: "nginx"}, errors.New("failed"))
+	r.fault(placement{name: "pinned"}, scenario{name: bulkUp}, peer{name: ourselves}, errors.New("failed"))
+	if off := r.Off(); len(off) != 3 || off[0] != "pinned, bulk-up-1, podseal: failed" {
 		t.Errorf("off: %q", off)
 	}
 	if rate := r.halfRate(placement{name: "pinned"}, 0.5); rate != 10_000 {
 		t.Errorf("half the best peer's rate is %v", rate)
+	}
+}
+
+// A quick run fails a third from what must be, or from what is where that is worse.
+func TestLimits(t *testing.T) {
+	for _, c := range []struct {
+		g    goal
+		want string
+	}{
+		{goal{must: 0.9}, "1.2"},
+		{goal{must: 0.5, so: 0.6}, "0.8"},
+		{goal{must: 0.9, so: 0.6}, "1.2"},
+		{goal{must: 8, atLeast: true}, "6"},
+		{goal{must: 8, so: 4, atLeast: true}, "3"},
+		{goal{must: 8, so: 12, atLeast: true}, "6"},
+	} {
+		if got := trimmed(c.g.limit()); got != c.want {
+			t.Errorf("%+v: %s, want %s", c.g, got, c.want)
+		}
 	}
 }
 
