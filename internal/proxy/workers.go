@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	workersIdle  = 16 // at most
+	workersIdle  = 64 // at most
 	workersSweep = time.Second
 )
 
