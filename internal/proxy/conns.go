@@ -46,6 +46,7 @@ type conn struct {
 	server *net.TCPConn
 	local  netip.AddrPort // of the last server
 	ended  bool           // a reason was given, or the sockets were closed
+	closed bool           // by close
 	tunnel *tunnel        // that one side goes over, and its stream of it; or nil. A socket of the tunnel is not this connection's
 	stream *tlsconn.Stream
 	reused bool    // the handshake was an earlier connection's; set before the relay begins
@@ -109,7 +110,9 @@ func (c *conn) cut(reason policy.Reason, err error) {
 	c.because(reason, err)
 	c.ended = true
 	for _, s := range c.sockets() {
-		reset(s)
+		if s != nil {
+			reset(s)
+		}
 	}
 	if c.stream != nil {
 		c.stream.Reset()
@@ -124,12 +127,12 @@ func (c *conn) serverLocal() netip.AddrPort {
 	return c.local
 }
 
-// sockets are those to close with the connection. Callers hold mu.
-func (c *conn) sockets() []*net.TCPConn {
-	var all []*net.TCPConn
-	for _, s := range [...]*net.TCPConn{c.client, c.server} {
-		if s != nil && (c.tunnel == nil || s != c.tunnel.raw) {
-			all = append(all, s)
+// sockets are those to close with the connection, or nil. Callers hold mu.
+func (c *conn) sockets() [2]*net.TCPConn {
+	all := [...]*net.TCPConn{c.client, c.server}
+	for i, s := range all {
+		if c.tunnel != nil && s == c.tunnel.raw {
+			all[i] = nil
 		}
 	}
 	return all
@@ -170,9 +173,14 @@ func (c *conn) end(reason policy.Reason, err error) {
 func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ended = true
+	if c.closed {
+		return
+	}
+	c.ended, c.closed = true, true
 	for _, s := range c.sockets() {
-		_ = s.Close()
+		if s != nil {
+			_ = s.Close()
+		}
 	}
 	if c.stream != nil {
 		_ = c.stream.Close()

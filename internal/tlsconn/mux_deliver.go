@@ -150,8 +150,14 @@ func (k *sink) write(raw syscall.RawConn, pieces [][]byte) (int, error) {
 }
 
 func (k *sink) attempt(fd uintptr) bool {
-	n, errno := quickVector(syscall.SYS_WRITEV, fd, k.vector.of(k.pieces))
-	clear(k.vector[:len(k.pieces)])
+	var n int
+	var errno syscall.Errno
+	if len(k.pieces) == 1 {
+		n, errno = quickCall(syscall.SYS_SENDTO, fd, k.pieces[0])
+	} else {
+		n, errno = quickVector(syscall.SYS_WRITEV, fd, k.vector.of(k.pieces))
+		clear(k.vector[:len(k.pieces)])
+	}
 	if errno != 0 && errno != syscall.EAGAIN {
 		k.err = os.NewSyscallError("writev", errno)
 	}
