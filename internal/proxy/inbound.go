@@ -35,6 +35,8 @@ type inbound struct {
 	app  *net.TCPConn // nil until connected
 	id   identity.ID  // of the client, once proved
 	cert *x509.Certificate
+
+	speaks bool // the application is sent something as soon as it is connected
 }
 
 // serveInbound carries one connection to the application: first bytes, decide,
@@ -319,6 +321,7 @@ func (in *inbound) serveTCP(ctx context.Context, client stream, first sight) {
 	if !in.admitted(ctx) {
 		return // the reason is noted
 	}
+	in.speaks = len(first.client) > 0 || (in.c.stream != nil && in.c.stream.Queued())
 	if err := in.connect(ctx); err != nil {
 		in.c.cut(dialReason(err), err) // contract 2.34
 		return
@@ -377,7 +380,7 @@ func (in *inbound) disconnect() {
 // dialApp connects to the original destination from the address that the
 // capture rules let through (contract 2.29, B6).
 func (in *inbound) dialApp(ctx context.Context) (*net.TCPConn, error) {
-	app, err := in.p.cfg.Dial(until{ctx, time.Now().Add(dialTimeout)}, loopbackSource(in.dst.Addr()), in.dst)
+	app, err := in.p.cfg.Dial(until{ctx, time.Now().Add(dialTimeout), in.speaks}, loopbackSource(in.dst.Addr()), in.dst)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the application at %s: %w", in.dst, err)
 	}

@@ -280,7 +280,7 @@ func (p *proxy) noteRoute(c *conn, to routing) {
 
 func (p *proxy) dial(ctx context.Context, to routing) (*net.TCPConn, error) {
 	deadline := time.Now().Add(cmp.Or(to.conduct.ConnectTimeout, dialTimeout))
-	server, err := p.cfg.Dial(until{ctx, deadline}, netip.Addr{}, to.endpoint)
+	server, err := p.cfg.Dial(until{Context: ctx, at: deadline}, netip.Addr{}, to.endpoint)
 	if err != nil {
 		p.tried(to, err)
 		return nil, fmt.Errorf("connect to %s: %w", to.endpoint, err)

@@ -198,6 +198,13 @@ func (s *Stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// Queued reports whether something has come that nobody has read.
+func (s *Stream) Queued() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queued > 0
+}
+
 // await waits until something is in the queue. Callers hold mu.
 func (s *Stream) await() error {
 	if s.queued > 0 {
