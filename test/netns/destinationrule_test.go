@@ -175,6 +175,7 @@ func inForce(t *testing.T, p *pod, address, rule string) {
 // a server outside of the mesh that ends TLS itself, and towards a pod of the mesh.
 // Contract 3.32, 3.33, 3.35, 3.36 and 3.37.
 func TestDestinationRules(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	client, web := m.attach(t, "client", "10.88.0.11", "fd88::11"), m.attach(t, "web", "10.88.0.12", "fd88::12")
 	outside := m.attach(t, "outside", "10.88.0.13", "fd88::13")

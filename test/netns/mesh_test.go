@@ -387,6 +387,7 @@ func (s *shop) serve(t *testing.T) {
 // was on the wire at each step.
 // Contract 2.1, 2.17, 3.29.
 func TestMesh(t *testing.T) {
+	t.Parallel()
 	s := newShop(t)
 	t.Run("mesh client", s.meshClient)
 	t.Run("outside client, permissive", s.outsideClient)

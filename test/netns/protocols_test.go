@@ -54,6 +54,7 @@ type bazaar struct {
 // nothing on the wire but mutual TLS.
 // Contract 2.7, 2.13.
 func TestProtocols(t *testing.T) {
+	t.Parallel()
 	b := newBazaar(t)
 	for _, mode := range []policy.Mode{policy.Permissive, policy.Strict} {
 		for _, declared := range []bool{false, true} {

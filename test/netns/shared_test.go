@@ -48,6 +48,7 @@ type crowd struct {
 // connection between two proxies are one connection on the wire, and as independent
 // as if each had its own.
 func TestSharedConnections(t *testing.T) {
+	t.Parallel()
 	s := &crowd{shop: newShop(t), flood: make([]byte, floodSize)}
 	s.at = netip.AddrPortFrom(s.server.v4, sharedPort)
 	rand.Read(s.flood)

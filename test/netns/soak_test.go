@@ -79,6 +79,7 @@ const (
 // exchange is disturbed by any of it, and the proxies end with the goroutines,
 // descriptors and memory that they began with.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	s := newSoak(t)
 	began := s.atRest(t)
 	// what is built once, and kept, is there after a while of the same traffic
