@@ -72,22 +72,23 @@ func (p *subject) recall(is func(proxy.Record) bool) (found []proxy.Record) {
 }
 
 // disturbed says that an honest exchange was, and what the proxies know of it: the
-// client's of the connection, and both of what ended about then on the same
-// connection between them.
+// client's of connections to that address, as the source may have been exchanged on
+// its way, and both of what ended about then on the same connection between them.
 func (s *soak) disturbed(t *testing.T, e *errand, err error) {
 	t.Errorf("%s: %s: %v", time.Now().UTC().Format(time.TimeOnly), e.name, err)
 	var op *net.OpError
-	if e.failed.Load() > mostTold || !errors.As(err, &op) || op.Source == nil {
+	if e.failed.Load() > mostTold || !errors.As(err, &op) || op.Addr == nil {
 		return
 	}
 	rest(t.Context(), time.Second) // until both proxies have said what they know
-	source := op.Source.(*net.TCPAddr).AddrPort()
-	source = netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
-	for _, own := range s.proxies["client"].recall(func(r proxy.Record) bool { return r.Source == source && time.Since(r.Start) < time.Minute }) {
+	to := op.Addr.(*net.TCPAddr).AddrPort()
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	known := s.proxies["client"].recall(func(r proxy.Record) bool { return r.Destination == to && time.Since(ended(r)) < time.Minute })
+	for _, own := range known[max(0, len(known)-mostTold):] {
 		t.Logf("client: ended %s: %+v", ended(own).UTC().Format(time.StampMilli), own)
 		for name, p := range s.proxies {
 			for _, r := range p.recall(func(r proxy.Record) bool {
-				return (r.Local == own.Local || r.Source == own.Local) && r.Source != source && ended(r).Sub(ended(own)).Abs() < time.Second
+				return (r.Local == own.Local || r.Source == own.Local) && r.Source != own.Source && ended(r).Sub(ended(own)).Abs() < time.Second
 			}) {
 				t.Logf("%s, on the same connection between them: ended %s: %+v", name, ended(r).UTC().Format(time.StampMilli), r)
 			}
