@@ -73,6 +73,7 @@ type Mux struct {
 	leaving bool   // no stream is opened any more
 	closing bool   // Close was called
 	err     error  // why it has ended
+	alone   bool   // nobody waits for helpers any more: none may be started
 	total   int64  // streams ever
 	late    int    // bytes that may still come for streams that are over
 	idle    time.Time
@@ -266,6 +267,9 @@ func (m *Mux) Run() error {
 		s.abort(cause)
 	}
 	_ = m.conn.raw.Close()
+	m.mu.Lock()
+	m.alone = true
+	m.mu.Unlock()
 	m.helpers.Wait()
 	return err
 }

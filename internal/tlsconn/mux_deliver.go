@@ -59,6 +59,9 @@ func (s *Stream) sunk(err error) {
 // with the number of bytes, and done once: with nil when the peer has ended its
 // direction and all is written, or with why that will not happen (net.ErrClosed when
 // the stream was closed here). Neither may wait, nor read the stream.
+//
+// If Run has returned, nobody is left to wait for who would write: Deliver then writes
+// what is left itself. That is only of a stream both of whose directions have ended.
 func (s *Stream) Deliver(dst *net.TCPConn, moved func(n int), done func(error)) {
 	raw, err := dst.SyscallConn()
 	s.mu.Lock()
@@ -76,17 +79,28 @@ func (s *Stream) Deliver(dst *net.TCPConn, moved func(n int), done func(error)) 
 		return
 	}
 	s.to, s.dst, s.moved, s.done = raw, dst, moved, done
-	s.pump()
+	alone := !s.pump()
 	s.mu.Unlock()
+	if alone {
+		s.pour()
+	}
 }
 
-// pump has a goroutine deliver what is in the queue. Callers hold mu.
-func (s *Stream) pump() {
+// pump has a goroutine deliver what is in the queue; false if Run has returned, and the
+// caller is to do it. Callers hold mu.
+func (s *Stream) pump() bool {
 	if s.to == nil || s.pumping || s.queued == 0 || s.err != nil {
-		return
+		return true
 	}
 	s.pumping = true
-	s.mux.helpers.Go(s.pour)
+	m := s.mux
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.alone {
+		return false
+	}
+	m.helpers.Go(s.pour)
+	return true
 }
 
 // pour delivers what is in the queue, until it is empty.

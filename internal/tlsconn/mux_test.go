@@ -459,6 +459,75 @@ func TestMuxEndsItsStreams(t *testing.T) {
 	}
 }
 
+// whole makes a stream both of whose directions have ended at the server, with size bytes
+// that nobody has read.
+func (m *muxPair) whole(tb testing.TB, size int) *Stream {
+	tb.Helper()
+	client, server := m.open(tb, "")
+	_, err := client.Write(make([]byte, size))
+	if err := errors.Join(err, client.CloseWrite(), server.CloseWrite()); err != nil {
+		tb.Fatal(err)
+	}
+	eventually(tb, func() bool {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.ended && server.queued == size
+	})
+	return server
+}
+
+// What has come whole is delivered when the connection is gone, too: by the caller, as
+// nobody would wait for a goroutine.
+func TestMuxDeliverAfterTheEnd(t *testing.T) {
+	m := newMuxPair(t)
+	const size = 30_000
+	server := m.whole(t, size)
+	m.server.Close()
+	m.ended <- <-m.ended
+	a, b := tcpPair(t)
+	var calls []error
+	moved := 0
+	server.Deliver(a, func(n int) { moved += n }, func(err error) { calls = append(calls, err) })
+	if len(calls) != 1 || calls[0] != nil || moved != size {
+		t.Errorf("%d bytes when Deliver returns, and %v", moved, calls)
+	}
+	if _, err := io.ReadFull(b, make([]byte, size)); err != nil {
+		t.Error(err)
+	}
+}
+
+// The same while the connection ends: when Run has returned, none of its goroutines is
+// left, and what is delivered later takes none.
+func TestMuxDeliverAtTheEnd(t *testing.T) {
+	for range 5 {
+		m := newMuxPair(t)
+		var streams []*Stream
+		for range 16 {
+			streams = append(streams, m.whole(t, 5000))
+		}
+		sockets := make([]*net.TCPConn, len(streams))
+		for i := range sockets {
+			sockets[i], _ = tcpPair(t)
+		}
+		var there, delivered sync.WaitGroup
+		delivered.Add(len(streams))
+		there.Go(func() {
+			for i, s := range streams {
+				s.Deliver(sockets[i], func(int) {}, func(err error) {
+					if err != nil {
+						t.Error(err)
+					}
+					delivered.Done()
+				})
+			}
+		})
+		m.server.Close()
+		m.ended <- <-m.ended
+		there.Wait()
+		delivered.Wait()
+	}
+}
+
 // An idle connection is ended as it should.
 func TestMuxEndsItself(t *testing.T) {
 	m := newMuxPair(t)
