@@ -172,7 +172,7 @@ func (k *sink) attempt(fd uintptr) bool {
 		n, errno = quickVector(syscall.SYS_WRITEV, fd, k.vector.of(k.pieces))
 		clear(k.vector[:len(k.pieces)])
 	}
-	if errno != 0 && errno != syscall.EAGAIN {
+	if errno != 0 && errno != syscall.EAGAIN { // of which Pool.waits doesn't hear: whoever reads the connection goes on
 		k.err = os.NewSyscallError("writev", errno)
 	}
 	k.n = n

@@ -54,6 +54,7 @@ func (c *Plain) Read(b []byte) (int, error) {
 func (c *Plain) attempt(fd uintptr) bool {
 	n, err := readNow(int(fd), c.p)
 	if err == syscall.EAGAIN { //nolint:errorlint // it comes as it is
+		c.pool.waits.Add(1)
 		return false
 	}
 	c.n, c.cause = max(n, 0), err

@@ -84,3 +84,35 @@ func TestRun(t *testing.T) {
 		t.Errorf("%d were counted since somebody waited, want 1", r.calls)
 	}
 }
+
+// TestWhoWaits: a wait of a plain connection's reader is noted, as it leaves its
+// processor to others; that a sink can take no more is not, as its writer goes on.
+func TestWhoWaits(t *testing.T) {
+	p := &Pool{}
+	a, b := tcpPair(t)
+	var k sink
+	k.init()
+	eventually(t, func() bool {
+		n, err := k.write(rawConn(a), [][]byte{make([]byte, 1<<16)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n == 0
+	})
+	if n := p.waits.Load(); n != 0 {
+		t.Errorf("%d waits were noted where nobody has waited", n)
+	}
+	c := p.Plain(a)
+	read := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		read <- err
+	}()
+	eventually(t, func() bool { return p.waits.Load() > 0 })
+	if _, err := b.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+}
