@@ -48,6 +48,7 @@ func goals() []goal {
 		{name: "CPU-seconds per GB, one stream down", must: 0.5, aim: 0.4, so: 0.65, scenario: bulkDown, metric: metricCPU},
 		{name: "new connections per second, 64 clients", atLeast: true, must: 7, aim: 15, scenario: connectMany, metric: metricRate},
 		{name: "CPU per 1,000 new connections, 64 clients", must: 0.15, aim: 0.08, scenario: connectMany, metric: metricCPU},
+		{name: "system calls of a new connection, 64 clients", unit: "calls", must: 33, scenario: connectMany, metric: metricCalls},
 		{name: "CPU per 1,000 HTTP/1.1 requests, 32 connections", must: 0.9, aim: 0.5, scenario: httpMany, metric: metricCPU},
 		{name: "the same, HTTP inspected inbound", must: 1, aim: 0.6, who: ourselvesHTTP, scenario: httpMany, metric: metricCPU},
 		{name: "the same, to Envoy with HTTP inbound", must: 0.5, who: ourselvesHTTP, scenario: httpMany, metric: metricCPU, versus: "envoy-http"},

@@ -155,3 +155,21 @@ func TestCompare(t *testing.T) {
 		t.Errorf("%q", changes)
 	}
 }
+
+// A new connection that takes a third more system calls than it does fails a quick run;
+// one more that perf has counted in a bad moment doesn't.
+func TestCallsAreJudged(t *testing.T) {
+	for n, fails := range map[float64]bool{31.5: false, 40: false, 45: true} {
+		r := sample(t, nil)
+		for _, s := range scenarios() {
+			if s.name == connectMany {
+				r.calls(placement{name: "pinned"}, s, peer{name: ourselves}, n)
+			}
+		}
+		r.finish()
+		off := strings.Join(r.Off(), "\n")
+		if got := strings.Contains(off, "system calls of a new connection"); got != fails {
+			t.Errorf("%v calls: %q", n, off)
+		}
+	}
+}
