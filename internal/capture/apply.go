@@ -79,6 +79,9 @@ func (c chain) kernel(t *nftables.Table) *nftables.Chain {
 		accept := nftables.ChainPolicyAccept
 		k.Type, k.Policy = nftables.ChainTypeNAT, &accept
 		k.Hooknum, k.Priority = new(nftables.ChainHook(c.hook.number)), nftables.ChainPriorityNATDest
+		if c.hook.filter {
+			k.Type, k.Priority = nftables.ChainTypeFilter, nftables.ChainPriorityFilter
+		}
 	}
 	return k
 }
@@ -96,6 +99,8 @@ func explain(cause error) error {
 	redirecting.rules = []rule{{[]match{tcp}, action{redirect: 1}}}
 	owned := base
 	owned.rules = []rule{{[]match{owner{id: 1}, device{out: true, name: "lo"}}, action{}}}
+	asking := base
+	asking.rules = []rule{{[]match{redirected{}}, action{drop: true}}}
 	parts := []struct {
 		module string
 		chains []chain
@@ -104,6 +109,7 @@ func explain(cause error) error {
 		{"nft_chain_nat (destination NAT in inet tables: Linux 5.2 or later)", []chain{base}},
 		{"nft_meta", []chain{owned}},
 		{"nft_redir", []chain{redirecting}},
+		{"nft_ct", []chain{asking}},
 	}
 	for _, p := range parts {
 		err := commit(func(c *nftables.Conn) { replace(c, probe, p.chains) })

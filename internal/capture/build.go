@@ -19,10 +19,12 @@ var (
 func Build(c Config) Rules {
 	b := builder{c}
 	r := Rules{chains: []chain{
-		{name: chainPrerouting, hook: hook{true, unix.NF_INET_PRE_ROUTING, "type nat hook prerouting priority dstnat; policy accept;"}, rules: b.prerouting()},
-		{name: chainOutput, hook: hook{true, unix.NF_INET_LOCAL_OUT, "type nat hook output priority -100; policy accept;"}, rules: b.output()},
+		{name: chainPrerouting, hook: hook{true, false, unix.NF_INET_PRE_ROUTING, "type nat hook prerouting priority dstnat; policy accept;"}, rules: b.prerouting()},
+		{name: chainOutput, hook: hook{true, false, unix.NF_INET_LOCAL_OUT, "type nat hook output priority -100; policy accept;"}, rules: b.output(action{jump: chainOut})},
+		{name: chainGuard, hook: hook{true, true, unix.NF_INET_LOCAL_OUT, "type filter hook output priority filter; policy accept;"}, rules: b.guard()},
 		{name: chainInbound, rules: b.inbound()},
-		{name: chainOut, rules: b.outbound()},
+		{name: chainOut, rules: b.outbound(action{jump: chainRedirect}, action{jump: chainIn})},
+		{name: chainStale, rules: b.outbound(action{drop: true}, action{drop: true})},
 		{name: chainRedirect, rules: []rule{{[]match{tcp}, action{redirect: c.ProxyPort}}}},
 		{name: chainIn, rules: []rule{{[]match{tcp}, action{redirect: c.InboundPort}}}},
 	}}
@@ -85,12 +87,27 @@ func (b builder) prerouting() []rule {
 }
 
 // output is rule 5.
-func (b builder) output() []rule {
+func (b builder) output(then action, when ...match) []rule {
 	var rules []rule
 	for _, name := range b.ExcludeInterfaces {
 		rules = append(rules, rule{[]match{device{out: true, name: name}}, action{}})
 	}
-	return append(rules, rule{b.families(), action{jump: chainOut}})
+	return append(rules, rule{append(b.families(), when...), then})
+}
+
+// guard drops what begins a connection and was not redirected though it should have
+// been, or was though it should not. The kernel decides on redirection once for an entry
+// of its connection tracking, and may take the first segment of a new connection for
+// one of an earlier connection with the same addresses and ports: one that the other
+// end has reset within the last 10 s, or that has ended without a word. If one was the
+// proxy's and the other isn't, it would go past the proxy. The segment is sent again by
+// itself, and passes when the entry is gone.
+func (b builder) guard() []rule {
+	rules := b.output(action{jump: chainStale}, opening{}, redirected{not: true})
+	for _, proxy := range []owner{{id: b.UID}, {group: true, id: b.GID}} {
+		rules = append(rules, rule{[]match{opening{}, redirected{}, port{proto: tcp, num: b.ProxyPort}, proxy}, action{drop: true}})
+	}
+	return rules
 }
 
 // inbound is rules 1 and 4.
@@ -110,8 +127,9 @@ func (b builder) inbound() []rule {
 	return append(rules, rule{[]match{tcp}, capture})
 }
 
-// outbound is rules 6 to 12.
-func (b builder) outbound() []rule {
+// outbound is rules 6 to 12: what is done with packets to be redirected, and with those
+// of the proxy to its own pod.
+func (b builder) outbound(redirect, toOwn action) []rule {
 	var rules []rule
 	for _, num := range unique(b.ExcludeOutboundPorts) {
 		rules = append(rules,
@@ -125,11 +143,10 @@ func (b builder) outbound() []rule {
 			rules = append(rules, rule{[]match{lo, address{source: true, in: p}}, action{}})
 		}
 	}
-	rules = append(rules, b.owned(lo, owner{id: b.UID})...)
-	rules = append(rules, b.owned(lo, owner{group: true, id: b.GID})...)
+	rules = append(rules, b.owned(lo, owner{id: b.UID}, toOwn)...)
+	rules = append(rules, b.owned(lo, owner{group: true, id: b.GID}, toOwn)...)
 	rules = append(rules, b.to(b.loopback(), action{})...)
 	rules = append(rules, b.to(b.ExcludeOutboundCIDRs, action{})...)
-	redirect := action{jump: chainRedirect}
 	for _, num := range unique(b.IncludeOutboundPorts) {
 		rules = append(rules, rule{[]match{port{proto: tcp, num: num}}, redirect})
 	}
@@ -141,13 +158,13 @@ func (b builder) outbound() []rule {
 
 // owned is rules 8 and 9: what the proxy sends to its own pod is inbound, what
 // others send over lo and what the proxy sends elsewhere is let through.
-func (b builder) owned(lo device, proxy owner) []rule {
+func (b builder) owned(lo device, proxy owner, toOwn action) []rule {
 	var rules []rule
 	for _, p := range b.loopback() {
 		if b.ours(p) {
 			rules = append(rules, rule{
 				[]match{lo, address{in: p.Masked(), not: true}, port{proto: tcp, num: portTunnel, not: true}, proxy},
-				action{jump: chainIn},
+				toOwn,
 			})
 		}
 	}

@@ -8,6 +8,7 @@
 //
 //	prerouting → istio_inbound → istio_in_redirect → redirect to InboundPort
 //	output     → istio_output  → istio_redirect    → redirect to ProxyPort
+//	guard      → guard_output  → drop what should have been redirected and wasn't
 //
 // Build makes the rules from a Config and is pure; Rules.Text shows them the way
 // nft does; Apply puts them into the kernel in one transaction, as often as one

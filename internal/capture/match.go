@@ -47,6 +47,10 @@ type (
 		id    uint32
 		not   bool
 	}
+	// opening matches the first segment of a TCP connection.
+	opening struct{}
+	// redirected matches packets of connections whose destination was exchanged.
+	redirected struct{ not bool }
 )
 
 const (
@@ -157,6 +161,41 @@ func (o owner) exprs() []expr.Any {
 		key = expr.MetaKeySKGID
 	}
 	return meta(key, o.not, binaryutil.NativeEndian.PutUint32(o.id))
+}
+
+// Of the flags of a TCP segment, in the 14th byte of its header.
+const (
+	flagsAt   = 13
+	flagSyn   = 0x02
+	flagsMask = 0x01 | flagSyn | 0x04 | 0x10 // FIN, SYN, RST, ACK
+)
+
+func (opening) text() string { return "tcp flags syn / fin,syn,rst,ack" }
+
+func (opening) exprs() []expr.Any {
+	return append(tcp.exprs(),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flagsAt, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{flagsMask}, Xor: []byte{0}},
+		compare(false, []byte{flagSyn}))
+}
+
+// statusDestinationNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
+const statusDestinationNAT = 1 << 5
+
+func (r redirected) text() string {
+	if r.not {
+		return "ct status ! dnat"
+	}
+	return "ct status dnat"
+}
+
+func (r redirected) exprs() []expr.Any {
+	none := make([]byte, 4)
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(statusDestinationNAT), Xor: none},
+		compare(!r.not, none),
+	}
 }
 
 func unless(not bool) string {

@@ -22,6 +22,8 @@ const (
 	chainIn         = "istio_in_redirect"
 	chainOut        = "istio_output"
 	chainRedirect   = "istio_redirect"
+	chainGuard      = "guard"
+	chainStale      = "guard_output"
 )
 
 // Rules is what capture wants the kernel to hold: the chains of its table, and
@@ -39,10 +41,12 @@ type chain struct {
 	rules []rule
 }
 
-// hook is where the kernel calls a chain of type nat: the number of the hook and
-// its name; the priority is that of destination NAT, -100.
+// hook is where the kernel calls a chain: the number of the hook and its name. The
+// chain is of type nat, with the priority of destination NAT (-100), or a filter, which
+// comes after that (0).
 type hook struct {
 	set    bool
+	filter bool
 	number uint32
 	text   string
 }
@@ -53,9 +57,10 @@ type rule struct {
 	then action
 }
 
-// action is one of: leave the chain (the zero value), jump to a chain, or redirect
-// to a local port.
+// action is one of: leave the chain (the zero value), drop the packet, jump to a chain,
+// or redirect to a local port.
 type action struct {
+	drop     bool
 	jump     string
 	redirect uint16
 }
@@ -66,6 +71,8 @@ func (a action) text() string {
 		return fmt.Sprintf("redirect to :%d", a.redirect)
 	case a.jump != "":
 		return "jump " + a.jump
+	case a.drop:
+		return "drop"
 	}
 	return "return"
 }
@@ -81,6 +88,8 @@ func (a action) exprs() []expr.Any {
 		}
 	case a.jump != "":
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: a.jump}}
+	case a.drop:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 	}
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -476,4 +478,79 @@ func nft(t testing.TB, p *pod, args string) string {
 		return err
 	})
 	return string(out)
+}
+
+// TestOwnersDontShareAnEntry: what the kernel remembers of the proxy's connection, which
+// was let through, must not let through one of an application that has the same
+// addresses and ports a moment later; nor must the proxy be redirected to itself. Until
+// the entry is forgotten (10 s after a reset) such a connection waits.
+func TestOwnersDontShareAnEntry(t *testing.T) {
+	t.Parallel()
+	a, b := newPods(t)
+	resetting := func(c *net.TCPConn) string {
+		if err := c.SetLinger(0); err != nil {
+			t.Error(err)
+		}
+		return ""
+	}
+	const byServer, byProxy = 8080, 8081 // who resets
+	serve(t, a, 15001, func(c *net.TCPConn) string {
+		dst, err := capture.OriginalDst(c)
+		if err != nil || dst.Port() == byProxy {
+			return resetting(c)
+		}
+		return "out " + dst.String()
+	})
+	serve(t, b, byServer, resetting)
+	serve(t, b, byProxy, func(*net.TCPConn) string { return "b" })
+	apply(t, a)
+	var all sync.WaitGroup
+	for _, tt := range []struct {
+		first, second identity
+		own, to, want string
+	}{
+		{sidecar, app, "10.77.0.1:40000", "10.77.0.2:8080", "out 10.77.0.2:8080"},
+		{sidecar, app, "[fd77::1]:40000", "[fd77::2]:8080", "out [fd77::2]:8080"},
+		{app, sidecar, "10.77.0.1:40000", "10.77.0.2:8081", "b"},
+		{app, sidecar, "[fd77::1]:40000", "[fd77::2]:8081", "b"},
+	} {
+		all.Go(func() {
+			if got := dialFrom(t, a, tt.first, tt.own, tt.to, deadline); !strings.Contains(got, "reset") {
+				t.Errorf("%s as %v: %s", tt.to, tt.first, got)
+			}
+			if got := dialFrom(t, a, tt.second, tt.own, tt.to, time.Second/2); !strings.Contains(got, "timeout") {
+				t.Errorf("%s as %v, while the entry is there: %s", tt.to, tt.second, got)
+			}
+			if got := dialFrom(t, a, tt.second, tt.own, tt.to, 3*deadline); got != tt.want {
+				t.Errorf("%s as %v, after it: %s", tt.to, tt.second, got)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// dialFrom is dial from a certain port, for so long.
+func dialFrom(t testing.TB, p *pod, as identity, from, to string, long time.Duration) string {
+	t.Helper()
+	var answer []byte
+	err := p.try(as, func() error {
+		own := net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))
+		d := net.Dialer{Timeout: long, LocalAddr: own, Control: func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		}}
+		c, err := d.DialContext(t.Context(), "tcp", to)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(long)); err != nil {
+			return err
+		}
+		answer, err = io.ReadAll(c)
+		return err
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return string(answer)
 }
