@@ -2,8 +2,10 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -262,6 +264,67 @@ func TestHTTPDraining(t *testing.T) {
 	r.send(app, emptyOK+"\r\n")
 	r.expect(r.client, gotOK+"connection: close\r\n"+decorated+"\r\n")
 	r.expectEnd(r.client)
+	_ = r.client.Close()
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// slowWriter is an application whose connection takes a body, which it may answer, before
+// the call that sends it returns.
+type slowWriter struct {
+	*net.TCPConn
+	writes  int
+	release chan struct{}
+}
+
+func (w *slowWriter) Write(b []byte) (int, error) {
+	n, err := w.TCPConn.Write(b)
+	if w.writes++; w.writes == 2 {
+		<-w.release
+	}
+	return n, err
+}
+
+// A response that is out before the relay knows that the request has been sent bounds
+// nothing: the client may come with the next request as late as after any other.
+func TestHTTPAnsweredWhileSending(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	release := make(chan struct{})
+	r := newHTTPRig(t, func(r *httpRig) {
+		r.now = r.now.Add(-10 * time.Second) // what is bounded to seconds is over at once
+		dial := r.relay.Dial
+		r.relay.Dial = func(ctx context.Context) (stream, error) {
+			c, err := dial(ctx)
+			return &slowWriter{TCPConn: c.(*net.TCPConn), release: release}, err
+		}
+	})
+	r.send(r.client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+	app := r.app()
+	r.expect(app, "POST")
+	r.send(r.client, "hello")
+	for head := bufio.NewReader(app); ; {
+		line, err := head.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line == "\r\n" {
+			r.expect(head, "hello")
+			break
+		}
+	}
+	r.send(app, emptyOK+"\r\n")
+	r.expect(r.client, gotPlain)
+	eventually(t, func() bool {
+		r.relay.mu.Lock()
+		defer r.relay.mu.Unlock()
+		return r.relay.answered
+	})
+	close(release)
+	r.send(r.client, plainGet+"\r\n")
+	r.expect(app, gotGet+testTail)
+	r.send(app, emptyOK+"\r\n")
+	r.expect(r.client, gotPlain)
 	_ = r.client.Close()
 	if err := r.end(); err != nil {
 		t.Error(err)

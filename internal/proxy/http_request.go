@@ -291,7 +291,7 @@ func (h *httpRelay) sendBody(body *httpBody, failed bool) (whole bool, err error
 	}
 	h.ex.received.Add(h.toApp.Load() - before)
 	if err == nil {
-		h.ex.bodySent.Store(true)
+		h.wholeSent()
 		return true, nil
 	}
 	fault := faultClientGone
@@ -315,6 +315,22 @@ func (h *httpRelay) sendBody(body *httpBody, failed bool) (whole bool, err error
 		h.linger()
 	}
 	return false, fmt.Errorf("request body: %w", err)
+}
+
+// wholeSent notes that the request has been sent. If the response was out before that
+// was known, it has set a time for the rest of the request, which is taken away.
+func (h *httpRelay) wholeSent() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ex.bodySent.Store(true)
+	if !h.answered || !h.ex.early || !h.ex.keep {
+		return
+	}
+	h.ex.early = false
+	h.setIdle(h.ex.ended)
+	if h.app != nil {
+		_ = h.app.SetWriteDeadline(time.Time{}) // a closed socket fails at the write
+	}
 }
 
 // await waits for the response. Meanwhile it reads from the client: the next
