@@ -484,6 +484,7 @@ func nft(t testing.TB, p *pod, args string) string {
 // was let through, must not let through one of an application that has the same
 // addresses and ports a moment later; nor must the proxy be redirected to itself. Until
 // the entry is forgotten (10 s after a reset) such a connection waits.
+// Contract 3.71.
 func TestOwnersDontShareAnEntry(t *testing.T) {
 	t.Parallel()
 	a, b := newPods(t)
