@@ -19,12 +19,7 @@ import (
 // its counter.
 func application(t *testing.T) (address, counterFile string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := l.Addr().(*net.TCPAddr)
-	l.Close()
+	at := freePort(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	file := filepath.Join(t.TempDir(), "counter")
@@ -52,6 +47,22 @@ func application(t *testing.T) (address, counterFile string) {
 			return at.String(), file
 		}
 		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// freePort is a port at which nobody listens, and below those that connections of other
+// tests are given.
+func freePort(t *testing.T) *net.TCPAddr {
+	t.Helper()
+	for try := 0; ; try++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.N(10_000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().(*net.TCPAddr)
+		}
+		if try == 20 {
 			t.Fatal(err)
 		}
 	}
