@@ -16,28 +16,34 @@ import (
 // leakMark is a name that only the broken proxy has in it.
 const leakMark = "leakPlaintext"
 
-// brokenProxy builds a proxy that leaks: the product's own source, with one line
+// brokenProxy builds a proxy that leaks: the product's own source, with two lines
 // replaced and one file more while it is compiled (go build -overlay). Nothing of it
 // is in the product's source, and the test looks that nothing is in its program.
 func (e *env) brokenProxy(t *testing.T) (image string) {
 	t.Helper()
-	const sealed = "toServer, proved = encrypted, own.Identity"
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, file := t.TempDir(), filepath.Join(root, "internal", "proxy", "outbound.go")
-	text, err := os.ReadFile(file)
-	if err != nil || bytes.Count(text, []byte(sealed)) != 1 {
-		t.Fatalf("%s: %v, or not one line %q to replace", file, err, sealed)
+	dir := t.TempDir()
+	replace := map[string]string{filepath.Join(root, "internal", "proxy", "leak.go"): filepath.Join(root, "test", "e2e", "testdata", "leak.go")}
+	for _, line := range []struct{ file, sound, broken string }{
+		{"internal/proxy/outbound.go", "toServer, proved = encrypted, own.Identity", "toServer, proved = p.leakPlaintext(ctx, to, encrypted), own.Identity"},
+		// what the application has said by then would go over TLS with the opening of a stream
+		{"internal/tlsconn/mux.go", "n, err := readThere(first, ", "n, err := readThere(first, nil) // "},
+	} {
+		file := filepath.Join(root, filepath.FromSlash(line.file))
+		text, err := os.ReadFile(file)
+		if err != nil || bytes.Count(text, []byte(line.sound)) != 1 {
+			t.Fatalf("%s: %v, or not one line %q to replace", file, err, line.sound)
+		}
+		broken := filepath.Join(dir, filepath.Base(file))
+		if err := os.WriteFile(broken, bytes.ReplaceAll(text, []byte(line.sound), []byte(line.broken)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		replace[file] = broken
 	}
-	broken := filepath.Join(dir, "outbound.go")
-	if err := os.WriteFile(broken, bytes.ReplaceAll(text, []byte(sealed), []byte("toServer, proved = p.leakPlaintext(ctx, to, encrypted), own.Identity")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
-		file: broken, filepath.Join(root, "internal", "proxy", "leak.go"): filepath.Join(root, "test", "e2e", "testdata", "leak.go"),
-	}})
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		t.Fatal(err)
 	}
