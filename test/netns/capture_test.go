@@ -99,6 +99,12 @@ func dial(t testing.TB, p *pod, as identity, from, to string) string {
 	if from != "" {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
+	return told(t, p, as, d, to)
+}
+
+// told connects with d and returns what it was told, or why not.
+func told(t testing.TB, p *pod, as identity, d net.Dialer, to string) string {
+	t.Helper()
 	var answer []byte
 	err := p.try(as, func() error {
 		c, err := d.DialContext(t.Context(), "tcp", to)
@@ -106,7 +112,7 @@ func dial(t testing.TB, p *pod, as identity, from, to string) string {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(deadline)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(d.Timeout)); err != nil {
 			return err
 		}
 		answer, err = io.ReadAll(c)
@@ -533,25 +539,8 @@ func TestOwnersDontShareAnEntry(t *testing.T) {
 // dialFrom is dial from a certain port, for so long.
 func dialFrom(t testing.TB, p *pod, as identity, from, to string, long time.Duration) string {
 	t.Helper()
-	var answer []byte
-	err := p.try(as, func() error {
-		own := net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))
-		d := net.Dialer{Timeout: long, LocalAddr: own, Control: func(_, _ string, c syscall.RawConn) error {
-			return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-		}}
-		c, err := d.DialContext(t.Context(), "tcp", to)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(long)); err != nil {
-			return err
-		}
-		answer, err = io.ReadAll(c)
-		return err
-	})
-	if err != nil {
-		return err.Error()
-	}
-	return string(answer)
+	d := net.Dialer{Timeout: long, LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from)), Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	}}
+	return told(t, p, as, d, to)
 }
