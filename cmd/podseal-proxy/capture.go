@@ -49,6 +49,9 @@ func runCapture(ctx context.Context, args []string, stdout, stderr io.Writer) in
 		if err := capture.WidenLoopback(); err != nil { // slower, and nothing else
 			log.Warn("what application and proxy hand to each other can't be larger", slog.String("error", err.Error()))
 		}
+		if err := capture.ForgetResets(); err != nil { // the same
+			log.Warn("a connection may wait for 10 s where another was reset before", slog.String("error", err.Error()))
+		}
 	}
 	if err := capture.Verify(ctx, rules); err != nil {
 		code := refuse(stderr, "the rules are not in place", err)

@@ -16,7 +16,8 @@
 // rules did not verify does not start.
 //
 // WidenLoopback makes the way cheaper that captured bytes take between application
-// and proxy. Nothing depends on it.
+// and proxy; ForgetResets shortens how long the guard holds a connection up. Nothing
+// depends on either.
 package capture
 
 import (

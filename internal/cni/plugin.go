@@ -140,7 +140,8 @@ func put(ctx context.Context, config capture.Config) error {
 	if err := capture.Apply(ctx, rules); err != nil {
 		return err
 	}
-	_ = capture.WidenLoopback() // without it the pod is slower, and nothing else; the proxy reports it
+	// without these the pod is slower, and nothing else; the proxy reports the first
+	_, _ = capture.WidenLoopback(), capture.ForgetResets()
 	return capture.Verify(ctx, rules)
 }
 
