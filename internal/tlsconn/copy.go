@@ -54,7 +54,7 @@ func (p *Pool) copyTo(dst io.Writer, src io.Reader, n int64, moved func(n int)) 
 
 // source is where a copy of at most n bytes reads plaintext.
 func (p *Pool) source(src io.Reader, n int64) *source {
-	from := &source{pool: p, left: n, top: sixteen}
+	from := &source{pool: p, left: n, top: largest}
 	if s, ok := src.(*net.TCPConn); ok {
 		if raw, err := s.SyscallConn(); err == nil { // it never fails on a connection that was made
 			from.raw, from.try = raw, from.attempt
@@ -139,8 +139,8 @@ func (r *reader) copyTo(dst io.Writer, left int64, moved func(n int)) (taken int
 		case size > 0 || taken == left:
 			continue
 		}
-		r.top, r.most = r.pace.top(sixteen), 0
-		if left-taken < sixteenLen {
+		r.top, r.most = r.pace.top(largest), 0
+		if left-taken < thirtytwoLen {
 			r.most = max(1, int(left-taken)+overhead-(r.e-r.r)) // what is left then fits in one record
 		}
 		if err := r.fill(); err != nil {
@@ -259,7 +259,7 @@ func (s *source) send(dst io.Writer, r *records, n int) error {
 // fill reads once into a buffer and waits if nothing is there.
 func (s *source) fill() error {
 	s.n, s.cause = 0, nil
-	s.next = min(s.next, s.pace.top(sixteen))
+	s.next = min(s.next, s.pace.top(largest))
 	var err error
 	if s.src != nil {
 		s.buf = s.pool.get(s.next)

@@ -297,7 +297,7 @@ func (m *Mux) read() error {
 		}
 		m.deliver()
 		m.out.kick()
-		r.top, r.most = sixteen, 0
+		r.top, r.most = largest, 0
 		if err := r.fill(); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				continue // nobody sets one

@@ -26,19 +26,23 @@ const (
 	one
 	four
 	sixteen
+	thirtytwo
 	classes
+
+	largest = classes - 1
 )
 
 // Sizes of buffers. They are what the allocator hands out anyway; those that go to
 // more than one record leave room for the first part of a next one.
 const (
-	smallLen   = 4 << 10
-	oneLen     = 18 << 10
-	fourLen    = 72 << 10
-	sixteenLen = 264 << 10
+	smallLen     = 4 << 10
+	oneLen       = 18 << 10
+	fourLen      = 72 << 10
+	sixteenLen   = 264 << 10
+	thirtytwoLen = 528 << 10
 )
 
-// defaultLimit is what buffers of the two large classes may take together.
+// defaultLimit is what buffers of the three large classes may take together.
 const defaultLimit = 32 << 20
 
 func (c class) size() int {
@@ -49,8 +53,10 @@ func (c class) size() int {
 		return oneLen
 	case four:
 		return fourLen
-	default:
+	case sixteen:
 		return sixteenLen
+	default:
+		return thirtytwoLen
 	}
 }
 
@@ -61,8 +67,10 @@ func (c class) slots() int {
 		return 1
 	case four:
 		return 4
-	default:
+	case sixteen:
 		return 16
+	default:
+		return 32
 	}
 }
 
@@ -76,13 +84,15 @@ func classFor(n int) class {
 		return one
 	case n <= fourLen:
 		return four
-	default:
+	case n <= sixteenLen:
 		return sixteen
+	default:
+		return largest
 	}
 }
 
 // maxPieces is how many pieces one call reads or writes at most.
-const maxPieces = 18
+const maxPieces = 34
 
 // buffer is a piece of memory for records.
 type buffer struct {
@@ -114,7 +124,7 @@ type Pool struct {
 }
 
 // get takes a buffer of a class, or of a smaller one, but at least of class one,
-// when the limit is reached. It must be given back with put: those of the two
+// when the limit is reached. It must be given back with put: those of the three
 // large classes count until then.
 func (p *Pool) get(c class) *buffer {
 	for c > one && !p.lend(int64(c.size())) {

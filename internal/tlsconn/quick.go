@@ -11,15 +11,15 @@ import (
 // Quick calls don't tell Go's scheduler: they cost less, and above all they don't wake
 // the runtime's monitor, which would then look around every 20 µs and compete for the
 // core, and give the processor of whoever is still in the kernel to another thread. A
-// socket that doesn't block is done in microseconds, with a quarter of a megabyte in
-// a tenth of a millisecond.
+// socket that doesn't block is done in microseconds, with half a megabyte in a fifth
+// of a millisecond.
 //
 // But the monitor also sees to it that nobody keeps a processor for himself. So who
 // reads large pieces again and again, while nobody at all has to wait, wakes it every
 // so many calls: it is then awake for as long as that lasts.
 const (
 	quickLen  = oneLen // up to so many bytes are small
-	quickRuns = 8
+	quickRuns = 4
 )
 
 // run counts large reads since anybody has waited. Who waits leaves a processor to

@@ -128,8 +128,10 @@ func classForPlain(n int) class {
 		return one
 	case n <= 4*maxPlain:
 		return four
-	default:
+	case n <= 16*maxPlain:
 		return sixteen
+	default:
+		return largest
 	}
 }
 

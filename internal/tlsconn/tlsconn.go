@@ -15,8 +15,8 @@
 //	peer → plaintext: one read(2) of many records, open each, one writev(2)
 //
 // A slot is 5 bytes of header, 16 kB, 17 bytes of type and tag; full records stand
-// in a buffer one behind the other, as they go on the wire. Buffers are of four
-// classes: 4 kB, and 1, 4 and 16 slots. The class grows when a read fills it,
+// in a buffer one behind the other, as they go on the wire. Buffers are of five
+// classes: 4 kB, and 1, 4, 16 and 32 slots. The class grows when a read fills it,
 // shrinks when it would have fitted in less, and while a read waits there is no
 // buffer at all. What is small goes out at once.
 //
