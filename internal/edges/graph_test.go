@@ -192,9 +192,7 @@ func BenchmarkTable(b *testing.B) {
 	key, about := keyOf(1), aboutOf(1)
 	b.ReportAllocs()
 	for b.Loop() {
-		var f Flow
-		table.Open(&f, key, about, noon)
-		table.Close(&f, 1, 1, 1, "", noon)
+		table.Whole(key, about, noon, 1, 1, 1, "", noon)
 	}
 	table.Unfollow(c)
 }

@@ -34,8 +34,8 @@ type entry struct {
 	changed bool          // it is in the table's changed
 }
 
-// Flow is one connection's part in an edge. The zero Flow is no part yet. The
-// table's mu guards it.
+// Flow is one connection's part in an edge. The zero Flow is no part yet. It is for
+// one goroutine at a time.
 type Flow struct {
 	entry                    *entry
 	sent, received, requests int64
@@ -99,6 +99,23 @@ func (t *Table) Close(f *Flow, sent, received, requests int64, reason string, at
 	f.entry = nil
 }
 
+// Whole counts a connection that began and is over before there was a flow of it.
+func (t *Table) Whole(key Key, about About, began time.Time, sent, received, requests int64, reason string, at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.find(key, began)
+	e.edge.About = about
+	c := &e.edge.Counts
+	c.Connections++
+	c.BytesSent += uint64(sent)
+	c.BytesReceived += uint64(received)
+	c.Requests += uint64(requests)
+	if reason != "" {
+		c.refuse(reason, 1)
+	}
+	t.touch(e, at)
+}
+
 // Refuse counts a connection that was refused before it carried anything.
 func (t *Table) Refuse(key Key, about About, reason string, at time.Time) {
 	t.mu.Lock()
@@ -110,11 +127,7 @@ func (t *Table) Refuse(key Key, about About, reason string, at time.Time) {
 }
 
 // Opened reports whether the flow is part of an edge.
-func (t *Table) Opened(f *Flow) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return f.entry != nil
-}
+func (f *Flow) Opened() bool { return f.entry != nil }
 
 // find finds or makes the entry of a key. When there is no room, and none that
 // could be made, it is the rest. Callers hold mu.

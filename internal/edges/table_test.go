@@ -48,7 +48,7 @@ func find(t *testing.T, all []Edge, key Key) Edge {
 func TestTableCounts(t *testing.T) {
 	table := NewTable(10)
 	var f Flow
-	if table.Opened(&f) {
+	if f.Opened() {
 		t.Error("a zero flow is open")
 	}
 	table.Open(&f, keyOf(1), aboutOf(1), noon)
@@ -68,8 +68,23 @@ func TestTableCounts(t *testing.T) {
 	if diff := cmp.Diff(want, got, sameAddrs); diff != "" {
 		t.Error(diff)
 	}
-	if table.Opened(&f) {
+	if f.Opened() {
 		t.Error("a closed flow is open")
+	}
+}
+
+// A connection counts the same whether or not anybody looked while it was open.
+func TestTableWhole(t *testing.T) {
+	began, over := noon, noon.Add(time.Second)
+	for _, reason := range []string{"", "policy_changed"} {
+		seen, unseen := NewTable(10), NewTable(10)
+		var f Flow
+		seen.Open(&f, keyOf(1), aboutOf(1), began)
+		seen.Close(&f, 11, 22, 2, reason, over)
+		unseen.Whole(keyOf(1), aboutOf(1), began, 11, 22, 2, reason, over)
+		if diff := cmp.Diff(seen.All(), unseen.All(), sameAddrs); diff != "" {
+			t.Error(diff)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/x509"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,8 +36,8 @@ func (p *proxy) countOpen(c *conn, world *workload.World, now time.Time) {
 	if c.counted || r.Protocol == "" || r.Security == "" || nothingSent(r, bytes) { // over, or not known yet
 		return
 	}
-	if !p.edges.Opened(&c.flow) {
-		p.edges.Open(&c.flow, edgeKey(r, bytes, world), edgeAbout(r), c.started)
+	if !c.flow.Opened() {
+		p.edges.Open(&c.flow, p.edgeKey(r, bytes, world), edgeAbout(r), c.started)
 	}
 	p.edges.Move(&c.flow, sent, received, c.requests.Load(), now)
 }
@@ -52,19 +53,38 @@ func (p *proxy) countEnd(c *conn, r *Record, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.counted = true
-	if !p.edges.Opened(&c.flow) {
-		key, about := edgeKey(r, r.BytesSent+r.BytesReceived, p.worlds.world()), edgeAbout(r)
-		if r.Protocol == "" && r.Reason != policy.None {
-			p.edges.Refuse(key, about, string(r.Reason), now)
-			return
-		}
-		p.edges.Open(&c.flow, key, about, c.started)
+	if c.flow.Opened() {
+		p.edges.Close(&c.flow, r.BytesSent, r.BytesReceived, r.Requests, string(r.Reason), now)
+		return
 	}
-	p.edges.Close(&c.flow, r.BytesSent, r.BytesReceived, r.Requests, string(r.Reason), now)
+	key, about := p.edgeKey(r, r.BytesSent+r.BytesReceived, p.worlds.world()), edgeAbout(r)
+	if r.Protocol == "" && r.Reason != policy.None {
+		p.edges.Refuse(key, about, string(r.Reason), now)
+		return
+	}
+	p.edges.Whole(key, about, c.started, r.BytesSent, r.BytesReceived, r.Requests, string(r.Reason), now)
+}
+
+// edgeNames are what edges call workloads: "<namespace>/<workload>". The last is kept,
+// since who calls, calls again.
+type edgeNames struct{ last atomic.Pointer[edgeName] }
+
+type edgeName struct {
+	workload *workload.Workload
+	name     string
+}
+
+func (n *edgeNames) of(w *workload.Workload) string {
+	if last := n.last.Load(); last != nil && last.workload == w {
+		return last.name
+	}
+	name := w.Namespace + "/" + cmp.Or(w.WorkloadName, w.Name)
+	n.last.Store(&edgeName{w, name})
+	return name
 }
 
 // edgeKey says which edge a connection belongs to.
-func edgeKey(r *Record, bytes int64, world *workload.World) edges.Key {
+func (p *proxy) edgeKey(r *Record, bytes int64, world *workload.World) edges.Key {
 	key := edges.Key{
 		Direction: edges.Inbound, Security: edgeSecurity(r, bytes), Protocol: r.Protocol, Port: r.Destination.Port(),
 		Identity: r.SourceIdentity, Address: r.Source.Addr(),
@@ -76,7 +96,7 @@ func edgeKey(r *Record, bytes int64, world *workload.World) edges.Key {
 		pod = r.DestinationWorkload
 	}
 	if w, ok := world.Workload(pod); ok {
-		key.Workload = w.Namespace + "/" + cmp.Or(w.WorkloadName, w.Name)
+		key.Workload = p.edgeNames.of(w)
 	}
 	if key.Security == edges.MutualTLS {
 		key.TLS = edges.TLS{Version: r.TLSVersion, Group: r.TLSGroup, Cipher: r.TLSCipher}

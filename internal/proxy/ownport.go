@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"cmp"
 	"net"
 	"sync"
 	"time"
@@ -30,7 +29,7 @@ func (l ownListener) Accept() (net.Conn, error) {
 	key := edges.Key{Direction: edges.Inbound, Security: edges.Plaintext, Protocol: "http", Port: to.Port(), Address: from.Addr()}
 	about := edges.About{Address: from.Addr()}
 	if w, ok := l.p.worlds.world().WorkloadAt(from.Addr()); ok {
-		key.Workload, about.Pod = w.Namespace+"/"+cmp.Or(w.WorkloadName, w.Name), w.UID
+		key.Workload, about.Pod = l.p.edgeNames.of(w), w.UID
 	}
 	return &ownConn{Conn: c, table: l.p.edges, key: key, about: about}, nil
 }
@@ -66,7 +65,7 @@ func (c *ownConn) Write(b []byte) (int, error) {
 func (c *ownConn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.closed && c.table.Opened(&c.flow) {
+	if !c.closed && c.flow.Opened() {
 		c.table.Close(&c.flow, c.sent, c.received, 0, "", time.Now())
 	}
 	c.closed = true
@@ -83,7 +82,7 @@ func (c *ownConn) count(sent, received int) {
 		return
 	}
 	now := time.Now()
-	if !c.table.Opened(&c.flow) {
+	if !c.flow.Opened() {
 		c.table.Open(&c.flow, c.key, c.about, now)
 	}
 	c.sent, c.received = c.sent+int64(sent), c.received+int64(received)

@@ -169,6 +169,7 @@ type proxy struct {
 	recordLog   recordLog
 	accessLog   accessLog
 	edges       *edges.Table
+	edgeNames   edgeNames
 	matches     *matches
 	told        atomic.Pointer[told]
 	started     time.Time

@@ -26,7 +26,7 @@ const metricEdges = "edge accounting"
 // accounting are the functions that do nothing else; what they call is theirs, too.
 var accounting = []string{
 	"podseal.io/podseal/internal/edges.", "podseal.io/podseal/internal/report.",
-	"proxy.(*proxy).countOpen", "proxy.(*proxy).countEnd", "proxy.(*proxy).sweep", "proxy.edgeKey", "proxy.edgeAbout", "proxy.(*proxy).report", "proxy.(*ownConn)",
+	"proxy.(*proxy).countOpen", "proxy.(*proxy).countEnd", "proxy.(*proxy).sweep", "proxy.(*proxy).edgeKey", "proxy.edgeAbout", "proxy.(*proxy).report", "proxy.(*ownConn)",
 }
 
 // edgeShares measures it, once, where things are pinned, in the scenarios that there
