@@ -89,6 +89,7 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&d.Cores[0], "core-ends", 0, "data: the core of client and application, where they are pinned")
 	fs.IntVar(&d.Cores[1], "core-proxies", 1, "data: the core of both proxies, where they are pinned")
 	fs.IntVar(&d.Nice, "nice", -15, "data: priority of all that is measured, so that what else the machine does disturbs less")
+	fs.StringVar(&d.Congestion, "congestion", "cubic", "data: TCP's congestion control in every pod. Linux has cubic unless it is told otherwise; BBR costs all proxies more")
 	fs.BoolVar(&d.Profile, "profile", false, "data: where Podseal's CPU time goes, by perf, and nothing else; its program must have symbols (make bench-profile)")
 	fs.BoolVar(&o.check, "check", false, "data: fail when a figure misses what it must reach by more than a third, also when it is measured again")
 	fs.StringVar(&o.baseline, "baseline", "", "data: JSON of an earlier run, to say what has changed since")

@@ -69,7 +69,7 @@ func newChain(ctx context.Context, o Options, p peer, program string, place plac
 	if err := os.Chmod(c.dir, 0o755); err != nil { // the proxies are another user
 		return c, err
 	}
-	if c.client, c.server, err = newPods(); err != nil {
+	if c.client, c.server, err = newPods(o.Congestion); err != nil {
 		return c, err
 	}
 	c.client.nice, c.server.nice = o.Nice, o.Nice
@@ -118,7 +118,7 @@ func (c *chain) captureBoth(ctx context.Context) error {
 		if _, err := p.run(ctx, nil, g); err != nil {
 			return err
 		}
-		if err := p.do(nil, tune); err != nil {
+		if err := p.do(nil, p.tune); err != nil {
 			return err
 		}
 		if c.peer.podseal || c.peer.wide {

@@ -12,8 +12,8 @@ import (
 func (r *Report) Markdown(plot string) string {
 	var b strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&b, "\nPodseal %s, %s, %.0f minutes on %d cores (%s), Linux %s, %s. Load average %s before and %s after. One measurement is %s long.\n\n",
-		m.Podseal, r.Began.Format(time.RFC3339), r.Seconds/60, m.Cores, m.CPU, m.Kernel, m.Go, r.LoadBefore, r.LoadAfter, r.Length)
+	fmt.Fprintf(&b, "\nPodseal %s, %s, %.0f minutes on %d cores (%s), Linux %s, %s. Load average %s before and %s after. One measurement is %s long%s.\n\n",
+		m.Podseal, r.Began.Format(time.RFC3339), r.Seconds/60, m.Cores, m.CPU, m.Kernel, m.Go, r.LoadBefore, r.LoadAfter, r.Length, congestion(r.Congestion))
 	r.judged(&b)
 	if plot != "" {
 		fmt.Fprintf(&b, "![Podseal and its peers](%s)\n\n", plot)
@@ -33,6 +33,13 @@ func (r *Report) Markdown(plot string) string {
 	}
 	r.notes(&b)
 	return b.String()
+}
+
+func congestion(name string) string {
+	if name == "" {
+		return ""
+	}
+	return "; TCP with " + name
 }
 
 // judged is the table of the figures.

@@ -48,7 +48,8 @@ func hurry(nice int) func() {
 type pod struct {
 	ns      *os.File
 	address netip.Addr
-	nice    int // priority of what is measured
+	tcp     string // congestion control, or ""
+	nice    int    // priority of what is measured
 }
 
 // do runs f on a thread of its own in the pod's namespace and waits for it.
@@ -80,11 +81,11 @@ func (p *pod) do(cpus []int, f func() error) error {
 }
 
 // newPods makes two pods with a veth pair between them.
-func newPods() (client, server *pod, err error) {
-	if client, err = newPod("10.77.0.1"); err != nil {
+func newPods(tcp string) (client, server *pod, err error) {
+	if client, err = newPod("10.77.0.1", tcp); err != nil {
 		return nil, nil, err
 	}
-	if server, err = newPod("10.77.0.2"); err != nil {
+	if server, err = newPod("10.77.0.2", tcp); err != nil {
 		client.ns.Close()
 		return nil, nil, err
 	}
@@ -104,8 +105,8 @@ func newPods() (client, server *pod, err error) {
 	return client, server, nil
 }
 
-func newPod(address string) (*pod, error) {
-	p := &pod{address: netip.MustParseAddr(address)}
+func newPod(address, tcp string) (*pod, error) {
+	p := &pod{address: netip.MustParseAddr(address), tcp: tcp}
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -137,13 +138,15 @@ func (p *pod) configure() error {
 	if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(eth0)); err != nil {
 		return err
 	}
-	return tune()
+	return p.tune()
 }
 
 // tune lets many connections be opened and closed: there are ports for them, and
-// what is over is forgotten soon. Connection tracking comes with the first rule.
-func tune() error {
+// what is over is forgotten soon. Connection tracking comes with the first rule. What
+// TCP is else doesn't depend on how somebody has set the machine up.
+func (p *pod) tune() error {
 	for name, value := range map[string]string{
+		"net/ipv4/tcp_congestion_control":                    p.tcp,
 		"net/ipv4/ip_local_port_range":                       "18000 65000",
 		"net/ipv4/tcp_tw_reuse":                              "1",
 		"net/ipv4/tcp_max_syn_backlog":                       "8192",
@@ -154,6 +157,9 @@ func tune() error {
 		"net/netfilter/nf_conntrack_tcp_timeout_fin_wait":    "2",
 		"net/netfilter/nf_conntrack_tcp_timeout_established": "3600",
 	} {
+		if value == "" {
+			continue
+		}
 		err := os.WriteFile("/proc/sys/"+name, []byte(value), 0)
 		if errors.Is(err, os.ErrNotExist) && strings.Contains(name, "conntrack") {
 			continue

@@ -181,8 +181,8 @@ func parseProfile(text string) (Profile, error) {
 func (r *Report) ProfileMarkdown() string {
 	var b strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&b, "\nPodseal %s, %s, on %d cores (%s), Linux %s, %s. Load average %s before.\n\n| | samples |",
-		m.Podseal, r.Began.Format(time.RFC3339), m.Cores, m.CPU, m.Kernel, m.Go, r.LoadBefore)
+	fmt.Fprintf(&b, "\nPodseal %s, %s, on %d cores (%s), Linux %s, %s. Load average %s before%s.\n\n| | samples |",
+		m.Podseal, r.Began.Format(time.RFC3339), m.Cores, m.CPU, m.Kernel, m.Go, r.LoadBefore, congestion(r.Congestion))
 	for _, k := range kindsOfWork() {
 		fmt.Fprintf(&b, " %s |", k)
 	}

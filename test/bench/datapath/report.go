@@ -16,7 +16,8 @@ type Report struct {
 	Machine    Machine           `json:"machine"`
 	LoadBefore string            `json:"load_average_before"`
 	LoadAfter  string            `json:"load_average_after"`
-	Length     string            `json:"length"` // of one measurement
+	Length     string            `json:"length"`               // of one measurement
+	Congestion string            `json:"congestion,omitempty"` // TCP's congestion control
 	Peers      []PeerReport      `json:"peers"`
 	Series     []*Series         `json:"series"`
 	Figures    []Figure          `json:"figures"`
@@ -62,7 +63,7 @@ const metricCalls = "system calls"
 
 func newReport(o Options, began time.Time) *Report {
 	r := &Report{
-		Began: began.UTC().Truncate(time.Second), Machine: o.Machine, LoadBefore: o.Load(), Length: o.Length.String(),
+		Began: began.UTC().Truncate(time.Second), Machine: o.Machine, LoadBefore: o.Load(), Length: o.Length.String(), Congestion: o.Congestion,
 		HalfRate: map[string]string{},
 	}
 	for _, p := range peers() {

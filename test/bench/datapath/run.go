@@ -47,6 +47,7 @@ type Options struct {
 	Length     time.Duration // of one measurement
 	Warmup     time.Duration // before it
 	Nice       int           // priority of what is measured
+	Congestion string        // TCP's congestion control, of all pods; "" is the machine's
 	Cores      [2]int        // of the ends and of the proxies, where they are pinned
 	Log        io.Writer
 	Load       func() string // load average
