@@ -125,7 +125,7 @@ func parse(args []string) (options, error) {
 		quicken(d, fs)
 	}
 	if o.check {
-		d.Again = 2
+		d.Again = 4
 	}
 	return o, nil
 }

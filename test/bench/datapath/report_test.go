@@ -80,18 +80,14 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// A quick run fails a third from what must be, or from what is where that is worse.
+// A quick run fails a third from what must be.
 func TestLimits(t *testing.T) {
 	for _, c := range []struct {
 		g    goal
 		want string
 	}{
 		{goal{must: 0.9}, "1.2"},
-		{goal{must: 0.5, so: 0.6}, "0.8"},
-		{goal{must: 0.9, so: 0.6}, "1.2"},
 		{goal{must: 8, atLeast: true}, "6"},
-		{goal{must: 8, so: 4, atLeast: true}, "3"},
-		{goal{must: 8, so: 12, atLeast: true}, "6"},
 	} {
 		if got := trimmed(c.g.limit()); got != c.want {
 			t.Errorf("%+v: %s, want %s", c.g, got, c.want)
