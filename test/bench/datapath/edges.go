@@ -42,7 +42,7 @@ func (b *bench) edgeShares(ctx context.Context, place placement, work []scenario
 			}) {
 				continue
 			}
-			share, err := b.edgeShare(ctx, s, p, chains[p.key()])
+			share, err := patiently(func() (float64, error) { return b.edgeShare(ctx, s, p, chains[p.key()]) })
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}

@@ -18,9 +18,6 @@ func profiling() sampling {
 	return sampling{rate: 1999, warmup: time.Second, length: 3 * time.Second, window: 2 * time.Second, fewest: 500}
 }
 
-// profileTries is how often a profile is taken until it has enough samples.
-const profileTries = 3
-
 // Profile is where the CPU time of Podseal's two proxies went in one scenario.
 type Profile struct {
 	Scenario string             `json:"scenario"`
@@ -103,7 +100,7 @@ func (b *bench) profiles(ctx context.Context, work []scenario, taking []contende
 			}
 			switch {
 			case errors.Is(err, errFewSamples): // shares of them would look as if they were known
-				b.report.note(fmt.Sprintf("%s, %s: no profile, %d times %v", s.title, p.name, profileTries, err))
+				b.report.note(fmt.Sprintf("%s, %s: no profile, %d times %v", s.title, p.name, samplingTries, err))
 				continue
 			case err != nil:
 				return fmt.Errorf("profile of %s through %s: %w", s.name, p.name, err)
@@ -116,15 +113,14 @@ func (b *bench) profiles(ctx context.Context, work []scenario, taking []contende
 }
 
 // profile takes one, and takes it again when it has too few samples.
-func (b *bench) profile(ctx context.Context, s scenario, p contender, c *chain) (got Profile, err error) {
-	for range profileTries {
-		got, err = b.profileOnce(ctx, s, p, c)
-		if !errors.Is(err, errFewSamples) {
-			break
+func (b *bench) profile(ctx context.Context, s scenario, p contender, c *chain) (Profile, error) {
+	return patiently(func() (Profile, error) {
+		got, err := b.profileOnce(ctx, s, p, c)
+		if errors.Is(err, errFewSamples) {
+			b.say("profile, %s, %s: %v", s.name, p.name, err)
 		}
-		b.say("profile, %s, %s: %v", s.name, p.name, err)
-	}
-	return got, err
+		return got, err
+	})
 }
 
 func (b *bench) profileOnce(ctx context.Context, s scenario, p contender, c *chain) (Profile, error) {

@@ -47,6 +47,19 @@ func (s sampling) take(ctx context.Context, work scenario, p contender, c *chain
 // errFewSamples says that shares of what was sampled would tell nothing.
 var errFewSamples = errors.New("too few samples")
 
+// samplingTries is how often something is sampled before it is left out.
+const samplingTries = 3
+
+// patiently samples again while there are too few samples.
+func patiently[T any](once func() (T, error)) (got T, err error) {
+	for range samplingTries {
+		if got, err = once(); !errors.Is(err, errFewSamples) {
+			break
+		}
+	}
+	return got, err
+}
+
 // judge says whether there are enough samples. perf takes one each time the proxies
 // have used 1/rate of a second: where there are less than half of those that the CPU
 // time of the whole load makes likely, perf didn't see the load as it was, or hardly
