@@ -24,7 +24,7 @@ func (s *Stream) took(n int) {
 	s.bulky(s.window)
 	pool := s.mux.in.pool
 	switch {
-	case s.queued == 0 && s.window < mostWindow && pool.lend(int64(s.window)):
+	case s.queued == 0 && s.window < mostWindow && pool.lend(int64(s.window), pool.limit()/2):
 		give += s.window
 		s.lent += s.window
 		s.window *= 2

@@ -30,7 +30,11 @@ type muxPair struct {
 
 func newMuxPair(tb testing.TB) *muxPair {
 	tb.Helper()
-	p := &Pool{}
+	return newMuxPairIn(tb, &Pool{})
+}
+
+func newMuxPairIn(tb testing.TB, p *Pool) *muxPair {
+	tb.Helper()
 	a, b := tcpPair(tb)
 	cc, sc := configs(tb, "")
 	cc.NextProtos = []string{identity.ALPNStreams, "istio"}
@@ -285,6 +289,27 @@ func TestMuxWindowGrows(t *testing.T) {
 	}
 	server.Close()
 	eventually(t, func() bool { return m.pool.lent.Load() == 0 })
+}
+
+// Windows of many streams leave half of the limit to buffers, however fast all read.
+func TestMuxWindowsLeaveBuffers(t *testing.T) {
+	m := newMuxPairIn(t, &Pool{Limit: 2 << 20})
+	for range 16 {
+		_, server := m.open(t, "")
+		server.mu.Lock()
+		for range 8 {
+			server.took(server.window) // as who reads all that there is
+		}
+		server.mu.Unlock()
+	}
+	if n := m.pool.lent.Load(); n < m.pool.Limit/4 || n > m.pool.Limit/2 {
+		t.Errorf("windows take %d of %d bytes", n, m.pool.Limit)
+	}
+	b := m.pool.get(largest)
+	defer m.pool.put(b)
+	if b.class != largest {
+		t.Errorf("a buffer of class %d, want %d", b.class, largest)
+	}
 }
 
 // An abort is seen as one, by whoever waits for what.

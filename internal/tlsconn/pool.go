@@ -107,7 +107,9 @@ type buffer struct {
 // ready; it must not be copied.
 type Pool struct {
 	// Limit bounds the bytes that large buffers take together, so that many slow
-	// readers can't hold much; beyond it connections use small ones. 0 means 32 MB.
+	// readers can't hold much; beyond it connections use small ones. What streams may
+	// have on their way counts against it as well, up to half of it: else many of them
+	// would leave no buffer to any. 0 means 32 MB.
 	Limit int64
 
 	free  [classes]sync.Pool
@@ -127,7 +129,7 @@ type Pool struct {
 // when the limit is reached. It must be given back with put: those of the three
 // large classes count until then.
 func (p *Pool) get(c class) *buffer {
-	for c > one && !p.lend(int64(c.size())) {
+	for c > one && !p.lend(int64(c.size()), p.limit()) {
 		c--
 	}
 	return p.take(c)
@@ -142,11 +144,15 @@ func (p *Pool) take(c class) *buffer {
 	return b
 }
 
-func (p *Pool) lend(n int64) bool {
-	limit := p.Limit
-	if limit == 0 {
-		limit = defaultLimit
+func (p *Pool) limit() int64 {
+	if p.Limit == 0 {
+		return defaultLimit
 	}
+	return p.Limit
+}
+
+// lend counts n bytes against the limit, if there is room up to a certain part of it.
+func (p *Pool) lend(n, limit int64) bool {
 	if p.lent.Add(n) <= limit {
 		return true
 	}
